@@ -1,0 +1,197 @@
+// The one file that knows both Python and the draft cache. Everything that takes time runs without the GIL.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstring>
+#include <stdexcept>
+
+#include "draft_cache.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+using pia::DraftCache;
+using pia::DraftSession;
+using pia::TokenId;
+using pia::Tokens;
+using TokenArray = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+[[noreturn]] void refuse(std::int64_t token, std::int64_t vocab_size) {
+  if (token < 0 || vocab_size == 0) {
+    throw std::invalid_argument("token id " + std::to_string(token) + " is not a token id (0 to 2147483647)");
+  }
+  throw std::invalid_argument("token id " + std::to_string(token) + " lies outside the vocabulary of " +
+                              std::to_string(vocab_size) + " tokens: was the text encoded by another tokenizer?");
+}
+
+void check(std::int64_t token, std::int64_t vocab_size) {
+  const std::int64_t limit = vocab_size ? vocab_size : pia::kMaxVocabSize;
+  if (token < 0 || token >= limit) refuse(token, vocab_size);
+}
+
+// The array's memory read as token ids, after a look at every one of them.
+Tokens checked(const TokenArray& tokens, std::int64_t vocab_size) {
+  for (std::size_t i = 0; i < tokens.size(); ++i) check(tokens.data()[i], vocab_size);
+  return {reinterpret_cast<const TokenId*>(tokens.data()), tokens.size()};
+}
+
+std::vector<TokenId> checked(const std::vector<std::int64_t>& tokens, std::int64_t vocab_size) {
+  for (const std::int64_t token : tokens) check(token, vocab_size);
+  return {tokens.begin(), tokens.end()};
+}
+
+// A session is one thread's at a time. Python can't be trusted with that, so every call takes its turn or is refused.
+class Turn {
+ public:
+  explicit Turn(DraftSession& session) : session_(session) {
+    if (!session.try_enter()) throw std::invalid_argument("a draft session can't be used by two threads at once");
+  }
+  ~Turn() { session_.leave(); }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+ private:
+  DraftSession& session_;
+};
+
+std::unique_ptr<DraftSession> begin(DraftCache& cache, const TokenArray& prompt,
+                                    const std::vector<std::int64_t>& stop_ids, const std::string& space) {
+  const Tokens tokens = checked(prompt, cache.vocab_size());
+  const auto stops = checked(stop_ids, 0);
+  const nb::gil_scoped_release released;
+  return cache.begin(tokens, stops, space);
+}
+
+void learn(DraftCache& cache, const TokenArray& text, const std::vector<std::int64_t>& stop_ids,
+           const std::string& space) {
+  const Tokens tokens = checked(text, cache.vocab_size());
+  const auto stops = checked(stop_ids, 0);
+  const nb::gil_scoped_release released;
+  cache.learn(tokens, stops, space);
+}
+
+// Learns `lengths[0]` tokens as one sequence, the next `lengths[1]` as another, and so on.
+void learn_many(DraftCache& cache, const TokenArray& text, const TokenArray& lengths, const std::string& space) {
+  Tokens tokens = checked(text, cache.vocab_size());
+  std::size_t sum = 0;
+  for (std::size_t i = 0; i < lengths.size(); ++i) {
+    if (lengths.data()[i] < 0) throw std::invalid_argument("a sequence has a negative length");
+    sum += static_cast<std::size_t>(lengths.data()[i]);
+  }
+  if (sum != tokens.size()) throw std::invalid_argument("the lengths do not add up to the number of tokens");
+  const nb::gil_scoped_release released;
+  for (std::size_t i = 0; i < lengths.size(); ++i) {
+    const auto length = static_cast<std::size_t>(lengths.data()[i]);
+    cache.learn(tokens.first(length), {}, space);
+    tokens = tokens.subspan(length);
+  }
+}
+
+template <class T>
+nb::bytes as_bytes(const std::vector<T>& values) {
+  return nb::bytes(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
+}
+
+// (tokens, lengths) of all learned sequences, each as the bytes of an int32 array.
+nb::typed<nb::tuple, nb::bytes, nb::bytes> sequences(const DraftCache& cache, const std::string& space) {
+  std::vector<TokenId> tokens;
+  std::vector<std::uint32_t> lengths;
+  {
+    const nb::gil_scoped_release released;
+    for (const auto& sequence : cache.sequences(space)) {
+      lengths.push_back(static_cast<std::uint32_t>(sequence.size()));
+      tokens.insert(tokens.end(), sequence.begin(), sequence.end());
+    }
+  }
+  return nb::typed<nb::tuple, nb::bytes, nb::bytes>(nb::make_tuple(as_bytes(tokens), as_bytes(lengths)));
+}
+
+// n nodes as one bytes object: n token ids (int32), n parents (int32), n path probabilities (float32), n sources
+// (uint8). One object costs far less than four arrays, and numpy reads it in place.
+nb::bytes pack(std::span<const pia::DraftNode> nodes) {
+  const std::size_t count = nodes.size();
+  auto packed = nb::steal<nb::bytes>(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(count * 13)));
+  if (!packed.is_valid()) throw nb::python_error();
+  char* at = PyBytes_AS_STRING(packed.ptr());
+  for (std::size_t i = 0; i < count; ++i) {
+    std::memcpy(at + 4 * i, &nodes[i].token, 4);
+    std::memcpy(at + 4 * (count + i), &nodes[i].parent, 4);
+    std::memcpy(at + 4 * (2 * count + i), &nodes[i].prob, 4);
+    at[12 * count + i] = static_cast<char>(nodes[i].source);
+  }
+  return packed;
+}
+
+nb::bytes propose(DraftSession& session, std::int64_t budget, std::int64_t max_depth) {
+  if (budget < 0) throw std::invalid_argument("budget must be 0 or more, not " + std::to_string(budget));
+  if (max_depth < 1) throw std::invalid_argument("max_depth must be 1 or more, not " + std::to_string(max_depth));
+  const auto depth = static_cast<std::uint32_t>(std::min<std::int64_t>(max_depth, INT32_MAX));
+  const Turn turn(session);
+  std::span<const pia::DraftNode> nodes;
+  {
+    const nb::gil_scoped_release released;
+    nodes = session.propose(static_cast<std::size_t>(budget), depth);
+  }
+  return pack(nodes);
+}
+
+void observe(DraftSession& session, const std::vector<std::int64_t>& tokens) {
+  const auto ids = checked(tokens, session.cache().vocab_size());
+  const Turn turn(session);
+  const nb::gil_scoped_release released;
+  session.observe(ids);
+}
+
+void observe_array(DraftSession& session, const TokenArray& tokens) {
+  const Tokens ids = checked(tokens, session.cache().vocab_size());
+  const Turn turn(session);
+  const nb::gil_scoped_release released;
+  session.observe(ids);
+}
+
+void end(DraftSession& session, bool commit) {
+  const Turn turn(session);
+  const nb::gil_scoped_release released;
+  session.end(commit);
+}
+
+}  // namespace
+
+NB_MODULE(_core, module) {
+  nb::set_leak_warnings(false);  // objects that outlive the interpreter are no news to a user
+  module.doc() = "Native draft cache; see pia.drafting.cache for its Python face.";
+  using released = nb::call_guard<nb::gil_scoped_release>;
+
+  nb::class_<DraftCache>(module, "Cache")
+      .def_static("create", [](std::size_t max_bytes) { return std::make_shared<DraftCache>(max_bytes); },
+                  "max_bytes"_a)
+      .def("begin", &begin, "prompt"_a, "stop_ids"_a, "namespace"_a)
+      .def("learn", &learn, "text"_a, "stop_ids"_a, "namespace"_a)
+      .def("learn_many", &learn_many, "text"_a, "lengths"_a, "namespace"_a)
+      .def("sequences", &sequences, "namespace"_a)
+      .def("clear", nb::overload_cast<const std::string&>(&DraftCache::clear), "namespace"_a, released())
+      .def("clear_all", nb::overload_cast<>(&DraftCache::clear), released())
+      .def("find_fault", &DraftCache::find_fault, released())
+      .def_prop_ro("namespaces", &DraftCache::namespaces)
+      .def_prop_ro("max_bytes", &DraftCache::max_bytes)
+      .def_prop_ro("num_bytes", &DraftCache::num_bytes)
+      .def_prop_ro("num_request_bytes", &DraftCache::num_request_bytes)
+      .def_prop_ro("num_tokens", &DraftCache::num_tokens)
+      .def_prop_ro("num_contexts", &DraftCache::num_contexts)
+      .def_prop_rw("vocab_size", &DraftCache::vocab_size, &DraftCache::set_vocab_size);
+
+  nb::class_<DraftSession>(module, "Session")
+      .def("propose", &propose, "budget"_a, "max_depth"_a)
+      .def("observe", &observe, "tokens"_a)
+      .def("observe_array", &observe_array, "tokens"_a)
+      .def("end", &end, "commit"_a)
+      .def_prop_ro("has_ended", &DraftSession::has_ended)
+      .def_prop_ro("num_bytes", &DraftSession::num_bytes);
+}

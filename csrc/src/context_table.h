@@ -1,0 +1,92 @@
+// All contexts of one text collection (a namespace, or one request), grown by linear hashing.
+//
+// Segments are addressed by the low bits of a context's hash. When the table is due to grow, ONE segment is split in
+// two (each in turn), so growth comes in steps of microseconds and never doubles anything. Segment headers sit in
+// chunks of 1, 2, 4, ... that never move, so readers need no lock to find theirs.
+//
+// Threads: any number may read. Writers must be serialised by the caller (one `insert`, `clear` or `shrink` at a time).
+#pragma once
+
+#include <atomic>
+#include <bit>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "context_hash.h"
+#include "segment.h"
+
+namespace pia {
+
+class ContextTable {
+ public:
+  // `is_concurrent`: false spares the locks, for a table that one thread uses alone.
+  ContextTable(MemoryMeter& meter, bool is_concurrent, std::size_t expected_contexts = 0);
+  ~ContextTable();
+  ContextTable(const ContextTable&) = delete;
+  ContextTable& operator=(const ContextTable&) = delete;
+
+  // Counts text[i], for each i >= first, after each context that ends before it, with `weight`.
+  void insert(Tokens text, std::size_t first, float weight);
+
+  // Calls `read(Continuations)` if the context is known, while its segment is locked for readers.
+  template <class Read>
+  bool visit(std::uint64_t hash, Read&& read) const {
+    for (;;) {
+      const std::uint32_t index = address(num_segments_.load(std::memory_order_acquire), hash);
+      Segment& segment = segment_at(index);
+      const SharedGuard guard(lock_of(segment));
+      // A split between the look and the lock may have moved the context on.
+      if (address(num_segments_.load(std::memory_order_acquire), hash) == index) return segment.visit(hash, read);
+    }
+  }
+
+  void prefetch(std::uint64_t hash) const {
+    segment_at(address(num_segments_.load(std::memory_order_acquire), hash)).prefetch(hash);
+  }
+
+  void clear();
+  // Evicts half of one segment after another, in turn, until `bytes` are free or all had their turn.
+  void shrink(std::size_t bytes);
+
+  std::size_t num_contexts() const { return num_contexts_.load(std::memory_order_relaxed); }
+  std::size_t num_bytes() const { return num_bytes_.load(std::memory_order_relaxed); }
+  std::optional<std::string> find_fault() const;
+
+ private:
+  static constexpr std::size_t kMaxChunks = 28;
+  static constexpr std::size_t kContextsPerSegment = 1024;
+
+  // Segment of a hash among `count`: its low bits, one bit more for those already split in this round.
+  static std::uint32_t address(std::uint32_t count, std::uint64_t hash) {
+    const std::uint32_t mask = std::bit_ceil(count) - 1;
+    const std::uint32_t index = static_cast<std::uint32_t>(hash) & mask;
+    return index < count ? index : index & (mask >> 1);
+  }
+
+  Segment& segment_at(std::uint32_t index) const {
+    const int chunk = std::bit_width(index + 1) - 1;
+    return chunks_[static_cast<std::size_t>(chunk)].load(std::memory_order_acquire)[index + 1 - (1u << chunk)];
+  }
+
+  RwSpinLock* lock_of(Segment& segment) const { return is_concurrent_ ? &segment.lock : nullptr; }
+
+  void count(std::uint64_t hash, TokenId token, float weight);
+  bool add_segment_header(std::uint32_t index);
+  void split_one();
+
+  // Runs `change(segment)` alone on it and books what it did to contexts and bytes.
+  template <class Change>
+  void update(Segment& segment, Change&& change);
+
+  MemoryMeter& meter_;
+  const bool is_concurrent_;
+  std::array<std::atomic<Segment*>, kMaxChunks> chunks_{};
+  std::atomic<std::uint32_t> num_segments_{0};
+  std::atomic<std::size_t> num_contexts_{0};
+  std::atomic<std::size_t> num_bytes_{0};
+  std::size_t next_split_at_ = kContextsPerSegment;
+  std::uint32_t next_to_shrink_ = 0;
+};
+
+}  // namespace pia

@@ -1,0 +1,345 @@
+#include "segment.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cmath>
+
+namespace pia {
+
+namespace {
+
+constexpr std::uint32_t kMinRange = 6;
+constexpr std::uint32_t kMaxOverflow = 32;
+
+// Denser than this, runs get long: time for a rebuild, which leaves a fifth of the range free again.
+bool is_full(std::uint32_t num_contexts, std::uint32_t range) { return num_contexts * 8 > range * 7; }
+
+std::uint32_t range_for(std::size_t num_contexts) {
+  return std::max(kMinRange, static_cast<std::uint32_t>(num_contexts * 4 / 3 + 2));
+}
+
+std::uint32_t arena_for(std::uint32_t num_edges) { return num_edges + num_edges / 4 + 4; }
+
+// A context that was common once is gone after so many rounds without being seen.
+constexpr std::uint8_t kMaxCredit = 32;
+
+std::uint8_t raised(std::uint8_t credit) { return std::min<std::uint8_t>(credit + 1, kMaxCredit); }
+
+}  // namespace
+
+Segment::~Segment() { free_arrays(); }
+
+void Segment::free_arrays() {
+  delete[] slots_.load(std::memory_order_relaxed);
+  delete[] edges_;
+  slots_.store(nullptr, std::memory_order_relaxed);
+  range_.store(0, std::memory_order_relaxed);
+  edges_ = nullptr;
+  num_slots_ = num_contexts_ = edge_capacity_ = edge_used_ = 0;
+  free_blocks_ = filled(kNoBlock);
+}
+
+Segment::Staging& Segment::staging() {
+  thread_local Staging staged;
+  return staged;
+}
+
+std::uint32_t Segment::class_of(std::uint32_t num_edges) {
+  std::uint32_t size_class = 0;
+  while (kClassSizes[size_class] < num_edges) ++size_class;
+  return size_class;
+}
+
+const Slot* Segment::find(std::uint64_t hash) const {
+  if (num_contexts_ == 0) return nullptr;
+  const Slot* slots = slots_.load(std::memory_order_relaxed);
+  const std::uint16_t key = key_of(hash);
+  const auto tag = static_cast<std::uint32_t>(hash);
+  for (std::uint32_t i = home(key, range_.load(std::memory_order_relaxed)); i < num_slots_; ++i) {
+    const Slot& slot = slots[i];
+    if (slot.num_edges == 0 || slot.key > key) return nullptr;
+    if (slot.key == key && slot.tag == tag) return &slot;
+  }
+  return nullptr;
+}
+
+bool Segment::add(std::uint64_t hash, TokenId token, float weight, MemoryMeter& meter) {
+  for (int attempt = 0; attempt < 3; ++attempt) {
+    Slot* slot = const_cast<Slot*>(find(hash));
+    if (slot ? reinforce(*slot, token, weight) : insert(hash, token, weight)) return true;
+    if (!make_room(meter)) return false;
+  }
+  return false;
+}
+
+bool Segment::insert(std::uint64_t hash, TokenId token, float weight) {
+  const std::uint32_t range = range_.load(std::memory_order_relaxed);
+  if (is_full(num_contexts_ + 1, range)) return false;
+  Slot* slots = slots_.load(std::memory_order_relaxed);
+  const std::uint16_t key = key_of(hash);
+  std::uint32_t at = home(key, range);
+  while (at < num_slots_ && slots[at].num_edges != 0 && slots[at].key <= key) ++at;
+  std::uint32_t gap = at;
+  while (gap < num_slots_ && slots[gap].num_edges != 0) ++gap;
+  if (gap == num_slots_) return false;
+  std::move_backward(slots + at, slots + gap, slots + gap + 1);
+  slots[at] = Slot{static_cast<std::uint32_t>(hash), token, weight, key, 1, 1};
+  ++num_contexts_;
+  return true;
+}
+
+// Fades the context's counts, then counts `token`. False, and nothing changed, if the arena has no room for it.
+bool Segment::reinforce(Slot& slot, TokenId token, float weight) {
+  if (slot.num_edges == 1) {
+    if (slot.value == token) {
+      slot.total = slot.total * kCountDecay + weight;
+    } else if (!append_edge(slot, {token, weight})) {
+      return false;
+    }
+    slot.credit = raised(slot.credit);
+    return true;
+  }
+  Edge* edges = edges_ + slot.value;
+  std::uint32_t at = 0;
+  while (at < slot.num_edges && edges[at].token != token) ++at;
+  if (at == slot.num_edges && slot.num_edges < kMaxEdges) {
+    if (!append_edge(slot, {token, weight})) return false;
+    slot.credit = raised(slot.credit);
+    return true;
+  }
+  if (at == slot.num_edges) {  // full: the rarest gives way
+    --at;
+    slot.total -= edges[at].count;
+    edges[at] = {token, 0.0f};
+  }
+  for (std::uint32_t i = 0; i < slot.num_edges; ++i) edges[i].count *= kCountDecay;
+  slot.total = slot.total * kCountDecay + weight;
+  edges[at].count += weight;
+  for (; at > 0 && edges[at].count > edges[at - 1].count; --at) std::swap(edges[at], edges[at - 1]);
+  slot.credit = raised(slot.credit);
+  return true;
+}
+
+// Fades the context's counts and gives it one more continuation, in a larger block if need be.
+bool Segment::append_edge(Slot& slot, Edge edge) {
+  const std::uint32_t count = slot.num_edges;
+  const std::uint32_t wanted = class_of(count + 1);
+  const Edge single{slot.value, slot.total};
+  const Edge* old = edges_of(slot, single).data();
+  Edge* edges = edges_ + slot.value;
+  if (count == 1 || wanted != class_of(count)) {
+    const std::uint32_t block = take_block(wanted);
+    if (block == kNoBlock) return false;
+    edges = edges_ + block;
+    std::copy(old, old + count, edges);
+    if (count > 1) give_block(slot.value, class_of(count));
+    slot.value = block;
+  }
+  for (std::uint32_t i = 0; i < count; ++i) edges[i].count *= kCountDecay;
+  std::uint32_t at = count;
+  for (; at > 0 && edge.count > edges[at - 1].count; --at) edges[at] = edges[at - 1];
+  edges[at] = edge;
+  slot.total = slot.total * kCountDecay + edge.count;
+  slot.num_edges = static_cast<std::uint8_t>(count + 1);
+  return true;
+}
+
+// A free block is chained through the token of its first edge.
+std::uint32_t Segment::take_block(std::uint32_t size_class) {
+  const std::uint32_t block = free_blocks_[size_class];
+  if (block != kNoBlock) {
+    free_blocks_[size_class] = edges_[block].token;
+    return block;
+  }
+  const std::uint32_t size = kClassSizes[size_class];
+  if (edge_used_ + size > edge_capacity_) return kNoBlock;
+  edge_used_ += size;
+  return edge_used_ - size;
+}
+
+void Segment::give_block(std::uint32_t block, std::uint32_t size_class) {
+  edges_[block].token = free_blocks_[size_class];
+  free_blocks_[size_class] = block;
+}
+
+// Lays the segment out anew with free room in both arrays, keeping as many contexts as the memory allows.
+bool Segment::make_room(MemoryMeter& meter) {
+  Staging& staged = staging();
+  stage_if(staged, [](const Slot&) { return true; });
+  if (reload(staged, meter)) return true;
+  for (const std::uint32_t quarters : {1u, 2u, 3u, 4u}) {
+    stage_survivors(staged, (num_contexts_ * quarters + 3) / 4);
+    if (reload(staged, meter)) return true;
+  }
+  return false;
+}
+
+template <class Keep>
+void Segment::stage_if(Staging& staged, Keep&& keep) const {
+  staged.slots.clear();
+  staged.edges.clear();
+  staged.num_arena_edges = 0;
+  const Slot* slots = slots_.load(std::memory_order_relaxed);
+  for (std::uint32_t i = 0; i < num_slots_; ++i) {
+    if (slots[i].num_edges == 0 || !keep(slots[i])) continue;
+    Slot& slot = staged.slots.emplace_back(slots[i]);
+    if (slot.num_edges == 1) continue;
+    const Edge* edges = edges_ + slot.value;
+    slot.value = static_cast<std::uint32_t>(staged.edges.size());
+    staged.edges.insert(staged.edges.end(), edges, edges + slot.num_edges);
+    staged.num_arena_edges += kClassSizes[class_of(slot.num_edges)];
+  }
+}
+
+// Seen seldom and not lately = low credit: least frequently used, with dynamic ageing. What is evicted sets the new
+// zero, so a newcomer stands above what was seen as often as the evicted, but longer ago. Ties are cut evenly over the
+// segment.
+void Segment::stage_survivors(Staging& staged, std::uint32_t num_victims) const {
+  std::array<std::uint32_t, kMaxCredit + 1> histogram{};
+  const Slot* slots = slots_.load(std::memory_order_relaxed);
+  for (std::uint32_t i = 0; i < num_slots_; ++i) {
+    if (slots[i].num_edges) ++histogram[slots[i].credit];
+  }
+  std::uint32_t threshold = 0;
+  std::uint32_t below = 0;
+  while (threshold < kMaxCredit && below + histogram[threshold] < num_victims) below += histogram[threshold++];
+  const std::uint32_t num_ties = histogram[threshold];
+  const std::uint32_t quota = std::min(num_victims - below, num_ties);
+  std::uint32_t carry = 0;
+  stage_if(staged, [&](const Slot& slot) {
+    if (slot.credit != threshold) return slot.credit > threshold;
+    carry += quota;
+    if (carry < num_ties) return true;
+    carry -= num_ties;
+    return false;
+  });
+  for (Slot& slot : staged.slots) slot.credit = static_cast<std::uint8_t>(slot.credit - threshold);
+}
+
+// Replaces the contents by `staged`, in arrays made to measure. False, and nothing changed, if the meter refuses.
+bool Segment::reload(const Staging& staged, MemoryMeter& meter) {
+  if (staged.slots.empty() && num_slots_ > 0) {
+    clear(meter);
+    return true;
+  }
+  const std::uint32_t range = range_for(staged.slots.size());
+  const std::uint32_t num_slots = range + std::min(range, kMaxOverflow);
+  // The first block ever, or one of the largest class, must fit in what is free.
+  const std::uint32_t capacity =
+      staged.num_arena_edges ? std::max(arena_for(staged.num_arena_edges), staged.num_arena_edges + kMaxEdges)
+                             : (num_contexts_ ? 8 : 0);
+  const std::size_t before = num_bytes();
+  const std::size_t after = allocated_bytes(num_slots, capacity);
+  if (after > before && !meter.try_charge(after - before)) return false;
+  if (before > after) meter.release(before - after);
+  free_arrays();
+  try {
+    slots_.store(new Slot[num_slots](), std::memory_order_relaxed);
+    edges_ = capacity ? new Edge[capacity] : nullptr;
+  } catch (...) {
+    free_arrays();
+    meter.release(after);
+    throw;
+  }
+  range_.store(range, std::memory_order_relaxed);
+  num_slots_ = num_slots;
+  edge_capacity_ = capacity;
+  place(staged);
+  return true;
+}
+
+// Keys come in ascending order, so each context goes to its home or right behind its predecessor. One that would run
+// over the end (practically never) is given up.
+void Segment::place(const Staging& staged) {
+  Slot* slots = slots_.load(std::memory_order_relaxed);
+  std::uint32_t next = 0;
+  for (const Slot& from : staged.slots) {
+    const std::uint32_t at = std::max(next, home(from.key, range_.load(std::memory_order_relaxed)));
+    if (at >= num_slots_) break;
+    Slot& slot = slots[at] = from;
+    if (slot.num_edges > 1) {
+      slot.value = take_block(class_of(slot.num_edges));
+      std::copy_n(staged.edges.data() + from.value, slot.num_edges, edges_ + slot.value);
+    }
+    next = at + 1;
+    ++num_contexts_;
+  }
+}
+
+bool Segment::split_into(Segment& other, std::uint32_t bit, MemoryMeter& meter) {
+  Staging& staged = staging();
+  stage_if(staged, [bit](const Slot& slot) { return (slot.tag & bit) != 0; });
+  if (!other.reload(staged, meter)) return false;
+  stage_if(staged, [bit](const Slot& slot) { return (slot.tag & bit) == 0; });
+  // Smaller than before, so the meter can't refuse, but for the least sizes: then the old arrays will do.
+  if (!reload(staged, meter)) {
+    other.clear(meter);
+    return false;
+  }
+  return true;
+}
+
+void Segment::shrink(float share, MemoryMeter& meter) {
+  Staging& staged = staging();
+  stage_survivors(staged, static_cast<std::uint32_t>(std::ceil(static_cast<float>(num_contexts_) * share)));
+  reload(staged, meter);
+}
+
+void Segment::clear(MemoryMeter& meter) {
+  meter.release(num_bytes());
+  free_arrays();
+}
+
+std::optional<std::string> Segment::find_fault(std::uint32_t mask, std::uint32_t index) const {
+  const Slot* slots = slots_.load(std::memory_order_relaxed);
+  std::uint32_t count = 0;
+  std::vector<bool> is_taken(edge_used_, false);
+  for (std::uint32_t i = 0; i < num_slots_; ++i) {
+    if (slots[i].num_edges == 0) continue;
+    ++count;
+    if ((slots[i].tag & mask) != index) return "a context lies in the wrong segment";
+    if (auto fault = find_place_fault(i)) return fault;
+    if (auto fault = find_edge_fault(slots[i], is_taken)) return fault;
+  }
+  if (count != num_contexts_) return "the number of contexts is wrong";
+  return std::nullopt;
+}
+
+std::optional<std::string> Segment::find_place_fault(std::uint32_t place) const {
+  const Slot* slots = slots_.load(std::memory_order_relaxed);
+  const Slot& slot = slots[place];
+  const std::uint32_t begin = home(slot.key, range_.load(std::memory_order_relaxed));
+  if (begin > place) return "a context lies before its home";
+  for (std::uint32_t i = begin; i < place; ++i) {
+    if (slots[i].num_edges == 0) return "a gap hides a context";
+    if (slots[i].key > slot.key) return "contexts are out of order";
+    if (slots[i].key == slot.key && slots[i].tag == slot.tag) return "a context lies there twice";
+  }
+  return std::nullopt;
+}
+
+std::optional<std::string> Segment::find_edge_fault(const Slot& slot, std::vector<bool>& is_taken) const {
+  if (!(slot.total > 0) || !std::isfinite(slot.total)) return "a total is not positive";
+  if (slot.num_edges == 1) return std::nullopt;
+  if (slot.num_edges > kMaxEdges) return "a context has too many continuations";
+  const std::uint32_t size = kClassSizes[class_of(slot.num_edges)];
+  if (slot.value > edge_used_ || size > edge_used_ - slot.value) return "a block lies outside the arena";
+  for (std::uint32_t i = slot.value; i < slot.value + size; ++i) {
+    if (is_taken[i]) return "two blocks overlap";
+    is_taken[i] = true;
+  }
+  const Edge* edges = edges_ + slot.value;
+  float sum = 0;
+  for (std::uint32_t i = 0; i < slot.num_edges; ++i) {
+    if (!(edges[i].count >= 0)) return "a count is negative";
+    if (i > 0 && edges[i].count > edges[i - 1].count) return "continuations are out of order";
+    for (std::uint32_t j = 0; j < i; ++j) {
+      if (edges[j].token == edges[i].token) return "a continuation lies there twice";
+    }
+    sum += edges[i].count;
+  }
+  if (std::abs(sum - slot.total) > 1e-3f * (1.0f + sum)) return "a total is not the sum of its counts";
+  return std::nullopt;
+}
+
+}  // namespace pia

@@ -1,0 +1,99 @@
+// Hammers one draft cache from many threads; built with sanitizers by tools/sanitize.sh.
+//
+// Texts come from a small alphabet with habits of its own, so that contexts recur, fork and are evicted all the time.
+// Some namespaces are cleared while they are in use. At the end the cache must be whole and within its bound.
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <thread>
+
+#include "draft_cache.h"
+
+namespace {
+
+using pia::DraftCache;
+using pia::TokenId;
+
+constexpr std::size_t kMaxBytes = std::size_t{2} << 20;
+
+[[noreturn]] void fail(const char* what) {
+  std::fprintf(stderr, "FAILED: %s\n", what);
+  std::exit(1);
+}
+
+void expect(bool is_true, const char* what) {
+  if (!is_true) fail(what);
+}
+
+std::vector<TokenId> random_text(std::mt19937& random, std::size_t length) {
+  std::vector<TokenId> text(length);
+  TokenId last = 0;
+  for (auto& token : text) {
+    last = random() % 4 ? (last * 7 + 3) % 97 : static_cast<TokenId>(random() % 5000);
+    token = last;
+  }
+  return text;
+}
+
+void check_tree(std::span<const pia::DraftNode> nodes, std::size_t budget, std::uint32_t max_depth) {
+  expect(nodes.size() <= budget, "a tree is larger than its budget");
+  for (std::size_t i = 0; i < nodes.size(); ++i) {
+    expect(nodes[i].parent < static_cast<std::int32_t>(i), "a child comes before its parent");
+    expect(nodes[i].prob > 0 && nodes[i].prob <= 1, "a probability is out of range");
+    expect(i == 0 || nodes[i].prob <= nodes[i - 1].prob, "nodes are not in best-first order");
+    expect(nodes[i].depth >= 1 && nodes[i].depth <= max_depth, "a node is too deep");
+  }
+}
+
+void run_requests(const std::shared_ptr<DraftCache>& cache, unsigned seed, int num_requests) {
+  std::mt19937 random(seed);
+  for (int i = 0; i < num_requests; ++i) {
+    const std::string space = "tenant " + std::to_string(random() % 4);
+    const auto session = cache->begin(random_text(random, random() % 300), {96}, space);
+    for (int step = 0; step < 20; ++step) {
+      const std::size_t budget = random() % 40;
+      const std::uint32_t max_depth = 1 + random() % 32;
+      check_tree(session->propose(budget, max_depth), budget, max_depth);
+      session->observe(random_text(random, 1 + random() % 8));
+    }
+    session->end(random() % 3 != 0);
+    cache->learn(random_text(random, random() % 400), {0, 96}, space);
+    if (random() % 40 == 0) cache->clear(space);
+    expect(cache->num_bytes() <= cache->max_bytes(), "the memory bound is broken");
+  }
+}
+
+void watch(const std::shared_ptr<DraftCache>& cache, const std::atomic<bool>& is_over) {
+  while (!is_over) {
+    cache->namespaces();
+    cache->sequences("tenant 1");
+    cache->num_contexts();
+    if (auto fault = cache->find_fault()) fail(fault->c_str());
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int num_threads = argc > 1 ? std::atoi(argv[1]) : 6;
+  const int num_requests = argc > 2 ? std::atoi(argv[2]) : 150;
+  const auto cache = std::make_shared<DraftCache>(kMaxBytes);
+  std::atomic<bool> is_over{false};
+  std::thread watcher([&] { watch(cache, is_over); });
+  std::vector<std::thread> workers;
+  for (int i = 0; i < num_threads; ++i) {
+    workers.emplace_back([&, i] { run_requests(cache, static_cast<unsigned>(i), num_requests); });
+  }
+  for (auto& worker : workers) worker.join();
+  is_over = true;
+  watcher.join();
+  if (auto fault = cache->find_fault()) fail(fault->c_str());
+  expect(cache->num_request_bytes() == 0, "a request left memory behind");
+  std::printf("ok: %zu contexts, %zu of %zu bytes\n", cache->num_contexts(), cache->num_bytes(), cache->max_bytes());
+  cache->clear();
+  expect(cache->num_contexts() == 0 && cache->namespaces().empty(), "clear left something behind");
+  expect(cache->num_bytes() == 0, "clear left memory behind");
+  return 0;
+}

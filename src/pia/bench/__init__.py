@@ -1,0 +1,1 @@
+"""Measurements: replay of recorded outputs, latency, plots."""

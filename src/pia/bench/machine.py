@@ -1,0 +1,52 @@
+"""Names the machine and the software that a measurement was made with."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+
+def describe_machine(model: Any = None) -> dict[str, Any]:
+    """CPU, cores, accelerator and versions; with a model also its dtype, device and attention.
+
+    Figures are only worth something together with this.
+    """
+    import torch
+    import transformers
+
+    facts: dict[str, Any] = {
+        "cpu": cpu_name(),
+        "cores": num_cores(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+    }
+    if model is not None:
+        facts["model"] = f"{type(model).__name__}, {model.num_parameters() / 1e6:.1f} M parameters"
+        facts["dtype"] = str(model.dtype).removeprefix("torch.")
+        facts["device"] = str(model.device)
+        facts["attention"] = getattr(model.config, "_attn_implementation", None)
+    return facts
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

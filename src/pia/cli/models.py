@@ -1,0 +1,124 @@
+"""Loading models for the command line: the demo model, a local folder, or a name on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+from pia.errors import ModelError
+
+
+def quiet_libraries() -> None:
+    """Keeps Transformers and the Hub from talking over our own output; call before they are imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+
+
+def stay_offline() -> None:
+    """Uses local files only; call before Transformers is imported."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[Any, Any]:
+    """Loads a causal language model, ready to generate, and its tokenizer.
+
+    Args:
+        name: "demo", a folder, or a name on the Hub.
+        dtype: of the weights; "auto" is the checkpoint's own, and float32 for the demo model.
+        device: "auto" is a GPU if there is one; the demo model stays on the CPU it was made for.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be loaded.
+    """
+    quiet_libraries()
+    if name == "demo" or _is_folder(name):
+        stay_offline()
+    import torch
+
+    transformers: Any = importlib.import_module("transformers")
+    weights_dtype = "auto" if dtype == "auto" else getattr(torch, dtype)
+    target = _device(torch, name, device)
+    if name == "demo":
+        return _load_demo(weights_dtype, target)
+    tokenizer = load_tokenizer(name)
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=weights_dtype)
+        model.to(target)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"cannot load the model {name!r}: {_first_sentence(error)}") from error
+    return model.eval(), tokenizer
+
+
+def load_tokenizer(name: str) -> Any:
+    """Loads the tokenizer of a model.
+
+    Raises:
+        ModelError: there is no such model, or it has no tokenizer.
+    """
+    quiet_libraries()
+    is_local = name == "demo" or _is_folder(name)
+    if is_local:
+        stay_offline()
+    if not is_local and _looks_like_a_path(name):
+        raise ModelError(
+            f"there is no folder {name!r}; give a model's folder, a name on the Hugging Face Hub, or `demo`"
+        )
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(_demo_path() if name == "demo" else name)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"cannot load the tokenizer of {name!r}: {_first_sentence(error)}") from error
+
+
+def _load_demo(dtype: torch.dtype | str, device: str) -> tuple[Any, Any]:
+    from pia.assets import load_demo
+
+    _demo_path()
+    transformers: Any = importlib.import_module("transformers")
+    transformers.logging.disable_progress_bar()  # a second's work needs none
+    model: Any
+    model, tokenizer = load_demo(None if isinstance(dtype, str) else dtype)
+    return model.to(device), tokenizer
+
+
+def _demo_path() -> Path:
+    from pia.assets import demo_model_path
+
+    try:
+        return demo_model_path()
+    except FileNotFoundError as error:
+        raise ModelError(str(error)) from error
+
+
+def _device(torch: Any, name: str, device: str) -> str:
+    if device == "auto":
+        return "cuda" if name != "demo" and torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ModelError(f"the device {device!r} cannot be used: {_first_sentence(error)}") from error
+    return device
+
+
+def _is_folder(name: str) -> bool:
+    return Path(name).expanduser().is_dir()
+
+
+def _looks_like_a_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def _first_sentence(error: Exception) -> str:
+    """The start of a library's message, which may run over many lines."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:300].rstrip() + " ..."

@@ -1,0 +1,131 @@
+"""Options that several verbs share, and what they become."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pia.lookahead import Lookahead
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def add_model(parser: argparse.ArgumentParser, *, dtype: str = "auto") -> None:
+    """MODEL and how to load it."""
+    parser.add_argument("model", metavar="MODEL", help="name on the Hugging Face Hub, local folder, or `demo`")
+    add_loading(parser, dtype=dtype)
+
+
+def add_loading(parser: argparse.ArgumentParser, *, dtype: str = "auto") -> None:
+    """How to load the model."""
+    meaning = "auto is the checkpoint's own" if dtype == "auto" else f"default: {dtype}, where outputs compare exactly"
+    parser.add_argument("--dtype", choices=DTYPES, default=dtype, help=f"of the weights ({meaning})")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps ... (auto: a GPU if there is one)")
+
+
+def add_length(parser: argparse.ArgumentParser, default: int) -> None:
+    """How long an answer may be."""
+    parser.add_argument(
+        "--max-new-tokens", type=positive, default=default, metavar="N", help=f"most tokens of an answer ({default})"
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How tokens are chosen; greedily if nothing is said."""
+    group = parser.add_argument_group("sampling (greedy unless one of these is given)")
+    group.add_argument("--temperature", type=_temperature, metavar="T", help="sharpness of the choice; 0 is greedy")
+    group.add_argument("--top-p", type=_share, metavar="P", help="draw from the likeliest, P in all")
+    group.add_argument("--top-k", type=positive, metavar="K", help="draw from the K likeliest tokens")
+    group.add_argument("--seed", type=natural, metavar="N", help="same seed, same text, with drafts or without")
+
+
+def add_drafting(parser: argparse.ArgumentParser) -> None:
+    """Drafts and where they come from."""
+    group = parser.add_argument_group("drafts")
+    add_budget(group)
+    group.add_argument("--cache", metavar="FILE", help="start from this draft cache (demo: from the one it comes with)")
+    add_namespace(group)
+
+
+def add_budget(parser: argparse._ActionsContainer) -> None:
+    """How large drafts may be."""
+    parser.add_argument(
+        "--budget", type=_budget, default="auto", metavar="N", help="draft nodes a step; 0 decodes plainly (auto)"
+    )
+    parser.add_argument(
+        "--max-depth", type=positive, default=32, metavar="N", help="most tokens of a draft's path (32)"
+    )
+
+
+def add_namespace(parser: argparse._ActionsContainer) -> None:
+    """The part of a draft cache that is used."""
+    parser.add_argument("--namespace", default="", metavar="NAME", help="part of the draft cache to read and write")
+
+
+def sampling_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `generate` for the sampling options."""
+    chosen = {name: getattr(args, name) for name in ("temperature", "top_p", "top_k")}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    if not given or given.get("temperature") == 0:
+        return {"do_sample": False}
+    return {"do_sample": True, **given}
+
+
+def new_lookahead(args: argparse.Namespace) -> Lookahead:
+    """A `Lookahead` for the drafting options."""
+    from pia.lookahead import Lookahead
+
+    return Lookahead(load_cache(args), budget=args.budget, max_depth=args.max_depth, namespace=args.namespace)
+
+
+def load_cache(args: argparse.Namespace) -> Any:
+    """The draft cache of `--cache`, or the demo model's own, or `None`."""
+    from pia.drafting.cache import DraftCache
+
+    if args.cache is not None:
+        return DraftCache.load(args.cache)
+    if args.model == "demo":
+        from pia.assets import demo_cache_path
+
+        return DraftCache.load(demo_cache_path())
+    return None
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    return _at_least(1, text)
+
+
+def natural(text: str) -> int:
+    """A whole number of at least 0."""
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+    return int(text)
+
+
+def _budget(text: str) -> int | str:
+    """Reads "auto" or a number of draft nodes."""
+    return "auto" if text == "auto" else natural(text)
+
+
+def _temperature(text: str) -> float:
+    return _number(text, 0.0, float("inf"))
+
+
+def _share(text: str) -> float:
+    return _number(text, 0.0, 1.0)
+
+
+def _number(text: str, least: float, most: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not least <= value <= most or value == float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least:g} to {most:g}")
+    return value

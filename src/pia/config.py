@@ -1,0 +1,60 @@
+"""Options of PIA: one place for the Python interface, the command line and the documentation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from pia.errors import UnsupportedOptionError
+
+Shape = Literal["tree", "branches", "chain"]
+
+
+@dataclass(frozen=True)
+class LookaheadConfig:
+    """How `Lookahead` drafts and verifies."""
+
+    budget: int | Literal["auto"] = "auto"
+    """Draft nodes verified at each step: "auto" lets measured costs and calibrated probabilities decide; 0 decodes
+    plainly."""
+
+    max_budget: int = 64
+    """The most nodes "auto" may choose."""
+
+    max_depth: int = 32
+    """Most tokens a draft runs ahead."""
+
+    shape: Shape = "tree"
+    """"tree" shares prefixes; "branches" feeds each continuation on its own; "chain" feeds the likeliest one only."""
+
+    namespace: str = ""
+    """Part of the draft cache that is read and written: texts of one namespace never draft for another."""
+
+    self_check: bool = True
+    """Prove at first use of a model that tree logits equal those of its own paths; off trusts its configuration."""
+
+    def __post_init__(self) -> None:
+        if self.budget != "auto":
+            _require_int("budget", self.budget, 0, 'or "auto"')
+        _require_int("max_budget", self.max_budget, 1)
+        _require_int("max_depth", self.max_depth, 1)
+        if self.shape not in ("tree", "branches", "chain"):
+            raise UnsupportedOptionError(f'shape={self.shape!r} is unknown; choose "tree", "branches" or "chain"')
+        if not isinstance(self.namespace, str):
+            raise UnsupportedOptionError(f"namespace must be text, got {self.namespace!r}")
+
+    @classmethod
+    def of(cls, **options: Any) -> LookaheadConfig:
+        """Makes a configuration and refuses options that do not exist."""
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise UnsupportedOptionError(f"unknown option {name!r}; Lookahead takes: {', '.join(known)}")
+        return cls(**options)
+
+
+def _require_int(name: str, value: object, least: int, also: str = "") -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UnsupportedOptionError(
+            f"{name} must be a whole number of at least {least} {also}".rstrip() + f", got {value!r}"
+        )

@@ -1,0 +1,1 @@
+"""The loop: draft, verify, accept, keep, learn. Knows logits, not model families."""

@@ -1,0 +1,134 @@
+"""The decoding loop: draft, verify, accept, keep, learn. Everything that generates goes through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from time import perf_counter
+
+from pia.config import Shape
+from pia.decoding.accept import accept
+from pia.decoding.chooser import TokenChooser
+from pia.decoding.request import Request
+from pia.decoding.stats import Step
+from pia.drafting.budget import BudgetPolicy
+from pia.drafting.shape import best_chain, branches
+from pia.drafting.source import DraftSession, NoDrafts
+from pia.drafting.tree import DraftTree
+from pia.models.runner import Runner
+
+
+class Drafter:
+    """A source's session under a budget: what to verify at each step of one request.
+
+    Args:
+        session: the source's session.
+        policy: chooses sizes and learns from outcomes.
+        max_depth: most tokens ahead.
+        shape: shape of the drafts.
+        can_draft: whether the model takes more than one token a step at all.
+        max_length: position no draft may pass (the model's own limit), or `None`.
+        vocab_size: ids that the source knows; `None` for any. Models often have room for more than their tokenizer
+            fills.
+    """
+
+    def __init__(
+        self,
+        session: DraftSession,
+        policy: BudgetPolicy,
+        *,
+        max_depth: int,
+        shape: Shape = "tree",
+        can_draft: bool = True,
+        max_length: int | None = None,
+        vocab_size: int | None = None,
+    ) -> None:
+        self.session = session
+        self.policy = policy
+        self._max_depth = max_depth if can_draft else 0
+        self._shape = shape
+        self._max_length = max_length
+        self._vocab_size = vocab_size
+        self._proposed = DraftTree.empty()
+
+    def draft(self, request: Request) -> DraftTree:
+        """The tree to verify now, perhaps empty."""
+        self._proposed = self._propose(request)
+        return self._proposed.prefix(self.policy.choose(self._proposed.probs))
+
+    def learn(self, tree: DraftTree, nodes: list[int], token_ids: list[int]) -> None:
+        """Learns from a step: of `tree`, `nodes` were accepted, and these tokens were emitted."""
+        if self._vocab_size is not None and max(token_ids) >= self._vocab_size:
+            self.session.end(commit=False)  # nothing that holds such an id may be learned
+            self.session = NoDrafts()
+        self.session.observe(token_ids)
+        self.policy.observe(self._proposed, len(tree), nodes, token_ids[0])
+
+    def _propose(self, request: Request) -> DraftTree:
+        depth = min(self._max_depth, *self._room(request))
+        budget = self.policy.limit if depth > 0 else 0
+        if budget == 0:
+            return DraftTree.empty()
+        tree = self.session.propose(budget, depth)
+        if self._shape == "chain":
+            return best_chain(tree)
+        return branches(tree, budget) if self._shape == "branches" else tree
+
+    def _room(self, request: Request) -> list[int]:
+        """Depths that the request's and the model's lengths still allow: a step emits one token more than its depth."""
+        room = [request.num_left - 1] if request.num_left is not None else []
+        return (
+            [*room, self._max_length - len(request.token_ids)]
+            if self._max_length is not None
+            else [*room, self._max_depth]
+        )
+
+
+def decode_steps(runner: Runner, request: Request, chooser: TokenChooser, drafter: Drafter) -> Iterator[Step]:
+    """Decodes a request, one forward a step, the prefill first.
+
+    The session ends with the iterator: learned from if the request came to its end, without a trace if it was broken
+    off by an exception or by a consumer that stopped listening.
+    """
+    try:
+        start = perf_counter()
+        chooser.load(runner.prefill(request.prompt_ids))
+        forwarded = perf_counter()
+        first = accept(DraftTree.empty(), chooser, request)
+        drafter.learn(DraftTree.empty(), first.nodes, first.token_ids)
+        ended = perf_counter()
+        step = Step(
+            first.token_ids, first.sources, forward_s=forwarded - start, accept_s=ended - forwarded, is_prefill=True
+        )
+        while True:
+            step.finish_reason = request.finish_reason
+            if request.finish_reason:
+                drafter.session.end(commit=True)
+            yield step
+            if request.finish_reason:
+                return
+            step = _step(runner, request, chooser, drafter)
+    finally:
+        drafter.session.end(commit=False)
+
+
+def _step(runner: Runner, request: Request, chooser: TokenChooser, drafter: Drafter) -> Step:
+    """Draft, verify, accept, keep, learn."""
+    start = perf_counter()
+    tree = drafter.draft(request)
+    drafted = perf_counter()
+    logits = runner.forward(request.token_ids[-1], tree)
+    forwarded = perf_counter()
+    chooser.load(logits)
+    accepted = accept(tree, chooser, request)
+    walked = perf_counter()
+    runner.keep(accepted.rows)
+    drafter.learn(tree, accepted.nodes, accepted.token_ids)
+    return Step(
+        token_ids=accepted.token_ids,
+        sources=accepted.sources,
+        num_nodes=len(tree),
+        draft_s=drafted - start,
+        forward_s=forwarded - drafted,
+        accept_s=walked - forwarded,
+        keep_s=perf_counter() - walked,
+    )

@@ -1,0 +1,165 @@
+"""What a step did, and sums over steps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class Step:
+    """One forward pass and what came of it. The prefill is a step with one token and no drafts."""
+
+    token_ids: list[int]
+    """Tokens emitted, at least one."""
+    sources: list[str | None]
+    """For each token, the source that had drafted it; `None` where the model went its own way."""
+    num_nodes: int = 0
+    """Draft nodes fed."""
+    draft_s: float = 0.0
+    """Seconds spent on drafting (and choosing the tree's size)."""
+    forward_s: float = 0.0
+    """Seconds spent in the model, its masks and positions included."""
+    accept_s: float = 0.0
+    """Seconds spent on choosing tokens: processors, sampling, stopping."""
+    keep_s: float = 0.0
+    """Seconds spent on the KV cache and on learning."""
+    is_prefill: bool = False
+    finish_reason: str | None = None
+    """"eos", "length" or "stop" on the last step."""
+
+    @property
+    def is_drafted(self) -> list[bool]:
+        """For each token, whether it was a draft that the model agreed with."""
+        return [source is not None for source in self.sources]
+
+    @property
+    def num_accepted(self) -> int:
+        """Drafted tokens that were accepted."""
+        return sum(source is not None for source in self.sources)
+
+    @property
+    def seconds(self) -> float:
+        return self.draft_s + self.forward_s + self.accept_s + self.keep_s
+
+
+@dataclass
+class Stats:
+    """Sums over the steps of one request or of several."""
+
+    mode: str = "plain"
+    """"tree", "chain" or "plain": what this model can verify."""
+    reason: str = ""
+    """Why this mode and this budget."""
+    num_requests: int = 0
+    num_steps: int = 0
+    """Decode forwards; the prefill is not one."""
+    num_tokens: int = 0
+    """Tokens emitted, the prefill's included."""
+    num_drafted: int = 0
+    num_accepted: int = 0
+    prefill_s: float = 0.0
+    draft_s: float = 0.0
+    forward_s: float = 0.0
+    accept_s: float = 0.0
+    keep_s: float = 0.0
+    accepted_by_depth: Counter[int] = field(default_factory=Counter)
+    """How many steps accepted exactly so many drafted tokens."""
+    accepted_by_source: Counter[str] = field(default_factory=Counter)
+    edls: list[int] = field(default_factory=list)
+    """Effective decoding lengths: tokens each forward yielded, the prefill's 1 first (seed 001)."""
+    dls: list[int] = field(default_factory=list)
+    """Decoding lengths: tokens each forward was fed; 1 for the prefill (seed 001)."""
+    fts: list[float] = field(default_factory=list)
+    """Forward times in seconds, the prefill's first (seed 001)."""
+    qts: list[float] = field(default_factory=list)
+    """Query times in seconds: drafting, one for each decode forward (seed 001)."""
+    finish_reason: str | None = None
+
+    def add(self, step: Step) -> None:
+        """Counts one step."""
+        self.num_tokens += len(step.token_ids)
+        self.edls.append(len(step.token_ids))
+        self.dls.append(1 + step.num_nodes)
+        self.fts.append(step.forward_s)
+        self.accept_s += step.accept_s
+        self.keep_s += step.keep_s
+        self.finish_reason = step.finish_reason
+        if step.is_prefill:
+            self.num_requests += 1
+            self.prefill_s += step.forward_s
+            return
+        self.num_steps += 1
+        self.num_drafted += step.num_nodes
+        self.num_accepted += step.num_accepted
+        self.draft_s += step.draft_s
+        self.forward_s += step.forward_s
+        self.qts.append(step.draft_s)
+        self.accepted_by_depth[step.num_accepted] += 1
+        self.accepted_by_source.update(source for source in step.sources if source is not None)
+
+    @classmethod
+    def total(cls, parts: Iterable[Stats]) -> Stats:
+        """Sums the statistics of several requests."""
+        total = cls()
+        for part in parts:
+            for name, value in vars(part).items():
+                if isinstance(value, (int, float)):
+                    setattr(total, name, getattr(total, name) + value)
+                elif isinstance(value, Counter):
+                    getattr(total, name).update(value)
+                elif isinstance(value, list):
+                    getattr(total, name).extend(value)
+                else:
+                    setattr(total, name, value)
+        return total
+
+    @property
+    def seconds(self) -> float:
+        """All time inside the loop, prefill included."""
+        return self.prefill_s + self.draft_s + self.forward_s + self.accept_s + self.keep_s
+
+    @property
+    def edl(self) -> float:
+        """Mean tokens per decode forward (1.0 is plain decoding)."""
+        return (self.num_tokens - self.num_requests) / self.num_steps if self.num_steps else 1.0
+
+    @property
+    def acceptance(self) -> float:
+        """Share of the drafted nodes that were accepted."""
+        return self.num_accepted / self.num_drafted if self.num_drafted else 0.0
+
+    @property
+    def host_share(self) -> float:
+        """Share of the decode time spent outside the forward: draft, accept and keep."""
+        host = self.draft_s + self.accept_s + self.keep_s
+        return host / (host + self.forward_s) if self.forward_s else 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.num_tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def kwargs(self) -> dict[str, list[Any]]:
+        """The seed's four lists."""
+        return {"edls": self.edls, "dls": self.dls, "fts": self.fts, "qts": self.qts}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Totals as plain numbers, ready for JSON (the per-step lists left out)."""
+        totals = {name: value for name, value in vars(self).items() if not isinstance(value, list)}
+        totals["accepted_by_depth"] = {str(depth): n for depth, n in sorted(self.accepted_by_depth.items())}
+        totals["accepted_by_source"] = dict(self.accepted_by_source)
+        for name in ("edl", "acceptance", "host_share", "tokens_per_s", "seconds"):
+            totals[name] = getattr(self, name)
+        return totals
+
+    def __repr__(self) -> str:
+        return (
+            f"Stats({self.num_tokens} tokens in {self.num_steps} decode forwards: EDL {self.edl:.2f}, "
+            f"{self.num_accepted} of {self.num_drafted} drafted accepted ({self.acceptance:.0%}), "
+            f"{self.tokens_per_s:.1f} tokens/s; prefill {self.prefill_s:.3f} s, draft {self.draft_s:.3f} s, "
+            f"forward {self.forward_s:.3f} s, accept {self.accept_s:.3f} s, keep {self.keep_s:.3f} s; "
+            f"mode {self.mode}: {self.reason or 'no reason given'})"
+        )

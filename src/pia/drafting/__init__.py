@@ -1,0 +1,1 @@
+"""Where drafts come from. Knows tokens, not models; never imports torch."""

@@ -1,0 +1,144 @@
+"""How many draft nodes a step should verify: they must pay for themselves.
+
+A forward over q tokens costs c(q), measured for the model at hand. With calibrated path probabilities p_1 >= p_2 >=
+... a step over the first n nodes is expected to yield 1 + p_1 + ... + p_n tokens, so the best n maximises that over
+c(n + 1), zero included. All n are looked at: c has steps, and the first one is often the highest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pia.drafting.tree import DraftTree
+
+_EDGES = np.array([0.005, 0.01, 0.02, 0.04, 0.07, 0.12, 0.2, 0.3, 0.42, 0.55, 0.68, 0.8, 0.9, 0.96], dtype=np.float32)
+"""Borders of the probability bins, finer where the decision falls."""
+
+
+class CostCurve:
+    """Cost of a forward by number of tokens, linear between the measured sizes.
+
+    Args:
+        sizes: numbers of tokens q, ascending, starting with 1.
+        seconds: time of a forward over so many tokens (any unit: only ratios count).
+    """
+
+    def __init__(self, sizes: Sequence[int], seconds: Sequence[float]) -> None:
+        if len(sizes) != len(seconds) or not len(sizes) or sizes[0] != 1 or list(sizes) != sorted(set(sizes)):
+            raise ValueError(
+                f"a cost curve needs ascending sizes from 1 and one time each, got {list(sizes)} and {list(seconds)}"
+            )
+        self.sizes = list(sizes)
+        # More tokens never cost less: a dip is noise of the measurement.
+        self.seconds = np.maximum.accumulate(np.asarray(seconds, dtype=np.float64)).tolist()
+
+    def table(self, max_tokens: int) -> np.ndarray:
+        """Relative cost c(q) / c(1) of q = 1 .. `max_tokens`, `[max_tokens]`; the last slope goes on for ever."""
+        q = np.arange(1, max_tokens + 1, dtype=np.float64)
+        costs = np.interp(q, self.sizes, self.seconds)
+        if len(self.sizes) > 1:
+            slope = (self.seconds[-1] - self.seconds[-2]) / (self.sizes[-1] - self.sizes[-2])
+            costs = np.where(q > self.sizes[-1], self.seconds[-1] + (q - self.sizes[-1]) * slope, costs)
+        return np.asarray(costs / self.seconds[0])
+
+    def __repr__(self) -> str:
+        points = ", ".join(f"{q}: {s / self.seconds[0]:.2f}" for q, s in zip(self.sizes, self.seconds, strict=True))
+        return f"CostCurve({points}; c(1) = {self.seconds[0] * 1e3:.2f} ms)"
+
+
+class Calibrator:
+    """Corrects estimated path probabilities by what was accepted, per bin of probability, forgetting slowly."""
+
+    _PRIOR = 2.0
+    _DECAY = 0.998
+
+    def __init__(self) -> None:
+        self._expected = np.zeros(len(_EDGES) + 1)
+        self._accepted = np.zeros(len(_EDGES) + 1)
+        self._factors = np.ones(len(_EDGES) + 1)
+
+    def __call__(self, probs: np.ndarray) -> np.ndarray:
+        """Corrected probabilities, same shape, at most 1."""
+        return np.minimum(probs * self._factors[np.searchsorted(_EDGES, probs)], 1.0)
+
+    def observe(self, probs: np.ndarray, accepted: np.ndarray) -> None:
+        """Learns from nodes whose fate is known: their estimates and whether they were accepted, `[n]` each."""
+        bins = np.searchsorted(_EDGES, probs)
+        size = len(self._factors)
+        self._expected = self._expected * self._DECAY + np.bincount(bins, weights=probs, minlength=size)
+        self._accepted = self._accepted * self._DECAY + np.bincount(bins, weights=accepted, minlength=size)
+        self._factors = (self._accepted + self._PRIOR) / (self._expected + self._PRIOR)
+
+
+class BudgetPolicy:
+    """Chooses the size of each step's tree, and learns from how it went.
+
+    Args:
+        curve: cost of a forward; `None` with a fixed size.
+        max_nodes: no tree is larger.
+        fixed: verify this many nodes at every step (as many as there are) instead of asking the rule.
+        calibrator: what earlier requests showed; a new one by default.
+    """
+
+    _IDLE_AFTER = 16
+    _RETRY_EVERY = 4
+
+    def __init__(
+        self, curve: CostCurve | None, *, max_nodes: int, fixed: int | None = None, calibrator: Calibrator | None = None
+    ) -> None:
+        if curve is None and fixed is None:
+            raise ValueError("a budget needs either a cost curve or a fixed size")
+        self.max_nodes = fixed if fixed is not None else max_nodes
+        self.fixed = fixed
+        self.calibrator = calibrator or Calibrator()
+        self._costs = curve.table(self.max_nodes + 1) if curve is not None else np.ones(self.max_nodes + 1)
+        self._unpaid_steps = 0
+        self._num_wanted = 0.0
+        self.num_idle_steps = 0
+
+    @property
+    def limit(self) -> int:
+        """How many nodes to ask the source for at this step: 0 while drafts do not pay, but for a try now and then.
+
+        A try costs a look-up and no forward: whether its first token was right shows without verifying it.
+        """
+        if self.fixed is not None:
+            return self.fixed
+        if self._unpaid_steps >= self._IDLE_AFTER and self._unpaid_steps % self._RETRY_EVERY:
+            self._unpaid_steps += 1
+            self.num_idle_steps += 1
+            return 0
+        return min(self.max_nodes, int(8 + 2.5 * self._num_wanted))
+
+    def choose(self, probs: np.ndarray) -> int:
+        """Number of nodes to verify, of a tree whose nodes have these estimated path probabilities (best first)."""
+        if self.fixed is not None:
+            return min(self.fixed, len(probs))
+        gains = np.concatenate(([1.0], 1.0 + np.cumsum(self.calibrator(probs))))
+        best = int(np.argmax(gains / self._costs[: len(gains)]))
+        self._num_wanted = max(best, 0.8 * self._num_wanted)
+        self._unpaid_steps = 0 if best else self._unpaid_steps + 1
+        return best
+
+    def observe(self, proposed: DraftTree, num_verified: int, accepted: Sequence[int], first_token: int) -> None:
+        """Learns from a step.
+
+        Args:
+            proposed: the whole draft.
+            num_verified: so many of its nodes were fed.
+            accepted: these of them were accepted.
+            first_token: the first token that was emitted.
+
+        Of nodes that were not fed, those of depth one are known too: the token that was emitted there is known.
+        """
+        if self.fixed is not None or len(proposed) == 0:
+            return
+        hits = np.zeros(len(proposed), dtype=bool)
+        hits[list(accepted)] = True
+        known = np.arange(len(proposed)) < num_verified
+        unfed_children = ~known & (proposed.parents < 0)
+        hits |= unfed_children & (proposed.token_ids == first_token)
+        known |= unfed_children
+        self.calibrator.observe(proposed.probs[known], hits[known])

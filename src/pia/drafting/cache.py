@@ -1,0 +1,292 @@
+"""The draft cache: what earlier outputs and the request itself say about what comes next."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pia import _core
+from pia.drafting.tree import DraftTree
+from pia.errors import CacheMismatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
+DEFAULT_MAX_BYTES = 1 << 30
+
+TokenSequence = Sequence[int] | npt.NDArray[np.integer[Any]]
+
+
+class DraftCache:
+    """Learns token sequences and drafts their continuation.
+
+    The cache keeps, for contexts of the last 1, 2, 4, 8 and 16 tokens, which tokens followed and how often, and reads
+    these counts as a back-off language model. It is shared by all requests; each request also drafts from its own
+    prompt and output, which leave no trace here unless it ends with `commit=True`.
+
+    All methods may be called from any number of threads; native work runs without the GIL. Namespaces are kept apart
+    entirely: what one learned never drafts for another.
+
+    Args:
+        max_bytes: Bound of the shared memory. Beyond it the least useful contexts are evicted.
+        vocab_size: Number of token ids; None until `bind` or the user says.
+        tokenizer_fingerprint: See `pia.drafting.fingerprint`; None until known.
+
+    Raises:
+        ValueError: If `max_bytes` is below 64 KiB.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        vocab_size: int | None = None,
+        tokenizer_fingerprint: str | None = None,
+    ) -> None:
+        self._core = _core.Cache.create(max(int(max_bytes), 0))
+        self._fingerprint: str | None = None
+        self.bind(vocab_size, tokenizer_fingerprint)
+
+    # --- Drafting and learning ---------------------------------------------------------------------------------------
+
+    def begin(
+        self, prompt_ids: TokenSequence, *, stop_ids: AbstractSet[int] = frozenset(), namespace: str = ""
+    ) -> DraftSession:
+        """Starts drafting for one request.
+
+        Args:
+            prompt_ids: The whole prompt, [num_prompt]. Stop ids inside it are ordinary tokens.
+            stop_ids: Ids that end a sequence in the output; no context reaches across one.
+            namespace: Whose shared contexts to use and to teach.
+
+        Raises:
+            ValueError: If a token id lies outside the vocabulary.
+        """
+        return DraftSession(self._core.begin(as_token_ids(prompt_ids), list(stop_ids), namespace))
+
+    def insert(
+        self, token_ids: TokenSequence, *, stop_ids: AbstractSet[int] = frozenset(), namespace: str = ""
+    ) -> None:
+        """Learns one finished sequence, [n], as if a request had produced it.
+
+        A stop id ends a learned sequence: it can be drafted itself, but what follows it starts afresh.
+
+        Raises:
+            ValueError: If a token id lies outside the vocabulary.
+        """
+        self._core.learn(as_token_ids(token_ids), list(stop_ids), namespace)
+
+    def clear(self, namespace: str | None = None) -> None:
+        """Forgets everything a namespace has learned; without one, everything."""
+        if namespace is None:
+            self._core.clear_all()
+        else:
+            self._core.clear(namespace)
+
+    def merge(self, other: DraftCache) -> None:
+        """Learns everything that `other` holds, namespace by namespace.
+
+        Raises:
+            CacheMismatchError: If the two belong to different tokenizers.
+        """
+        self.bind(other.vocab_size, other.tokenizer_fingerprint)
+        for namespace in other.namespaces:
+            self.import_sequences(*other.export_sequences(namespace), namespace=namespace)
+
+    # --- Files -------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the cache to a file, replacing an old one only once the new one is complete.
+
+        Raises:
+            CacheFileError: If the file can't be written; an old file is left as it was.
+        """
+        from pia.drafting import cache_file
+
+        cache_file.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES) -> DraftCache:
+        """Reads a cache that `save` wrote; it drafts as it did then.
+
+        Raises:
+            CacheFileError: If the file is missing, damaged, not a draft cache, or of a newer format.
+        """
+        from pia.drafting import cache_file
+
+        return cache_file.load(path, max_bytes=max_bytes)
+
+    def export_sequences(self, namespace: str = "") -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """The learned sequences, oldest first: all tokens in a row, int32 [n], and each one's length, int32 [m]."""
+        tokens, lengths = self._core.sequences(namespace)
+        return np.frombuffer(tokens, np.int32), np.frombuffer(lengths, np.int32)
+
+    def import_sequences(
+        self, tokens: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32], *, namespace: str = ""
+    ) -> None:
+        """Learns what `export_sequences` returned.
+
+        Raises:
+            ValueError: If ids lie outside the vocabulary or the lengths do not add up to the tokens.
+        """
+        self._core.learn_many(as_token_ids(tokens), as_token_ids(lengths), namespace)
+
+    # --- What it belongs to ------------------------------------------------------------------------------------------
+
+    def bind(self, vocab_size: int | None = None, fingerprint: str | None = None) -> None:
+        """Ties the cache to a tokenizer: sets what is not known yet, checks what is.
+
+        Args:
+            vocab_size: Number of token ids of the model.
+            fingerprint: `tokenizer_fingerprint(tokenizer)`.
+
+        Raises:
+            CacheMismatchError: If the cache belongs to another vocabulary size or tokenizer.
+            ValueError: If `vocab_size` is not positive.
+        """
+        if fingerprint is not None and self._fingerprint not in (None, fingerprint):
+            raise CacheMismatchError(
+                f"this draft cache was made with another tokenizer (fingerprint {self._fingerprint}, "
+                f"not {fingerprint}); use a cache per tokenizer"
+            )
+        if vocab_size is not None:
+            self._bind_vocab_size(vocab_size)
+        if fingerprint is not None:
+            self._fingerprint = fingerprint
+
+    def _bind_vocab_size(self, vocab_size: int) -> None:
+        if not 0 < vocab_size <= 1 << 31:
+            raise ValueError(f"vocab_size must lie between 1 and 2147483648, not {vocab_size}")
+        if self.vocab_size not in (None, vocab_size):
+            raise CacheMismatchError(
+                f"this draft cache is for a vocabulary of {self.vocab_size} tokens, not {vocab_size}; "
+                "use a cache per tokenizer"
+            )
+        self._core.vocab_size = vocab_size
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Number of token ids, or None if not known yet."""
+        return self._core.vocab_size or None
+
+    @property
+    def tokenizer_fingerprint(self) -> str | None:
+        """Which tokenizer the token ids belong to, or None if not known yet."""
+        return self._fingerprint
+
+    # --- Figures -----------------------------------------------------------------------------------------------------
+
+    @property
+    def max_bytes(self) -> int:
+        """Bound of the shared memory."""
+        return self._core.max_bytes
+
+    @property
+    def memory_usage(self) -> int:
+        """Bytes allocated for what is shared, slack included; never above `max_bytes`."""
+        return self._core.num_bytes
+
+    @property
+    def request_memory_usage(self) -> int:
+        """Bytes allocated for the own text and contexts of all running requests; freed as they end."""
+        return self._core.num_request_bytes
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens learned and still remembered as text (the contexts of older ones may be known beyond that)."""
+        return self._core.num_tokens
+
+    @property
+    def num_contexts(self) -> int:
+        """Distinct contexts of all orders."""
+        return self._core.num_contexts
+
+    @property
+    def namespaces(self) -> list[str]:
+        """Names of the namespaces that have learned something, sorted."""
+        return self._core.namespaces
+
+    def check_integrity(self) -> None:
+        """Walks all native structures; for tests, and slow.
+
+        Raises:
+            AssertionError: If any invariant is broken, saying which.
+        """
+        fault = self._core.find_fault()
+        if fault is not None:
+            raise AssertionError(f"draft cache is broken: {fault}")
+
+    def __repr__(self) -> str:
+        used, limit = self.memory_usage / 2**20, self.max_bytes / 2**20
+        names = f", {len(self.namespaces)} namespaces" if len(self.namespaces) > 1 else ""
+        return (
+            f"DraftCache({self.num_tokens:,} tokens, {self.num_contexts:,} contexts{names}, "
+            f"{used:.1f} of {limit:,.0f} MiB)"
+        )
+
+
+class DraftSession:
+    """Drafts for one request; made by `DraftCache.begin`. For one thread at a time."""
+
+    __slots__ = ("_core",)
+
+    def __init__(self, core: _core.Session) -> None:
+        self._core = core
+
+    def propose(self, budget: int, max_depth: int = 32) -> DraftTree:
+        """The tree of at most `budget` nodes most likely to be accepted after everything observed so far.
+
+        Raises:
+            ValueError: If `budget` is negative, `max_depth` below 1, or the session has ended.
+        """
+        return DraftTree.unpack(self._core.propose(budget, max_depth))
+
+    def observe(self, token_ids: TokenSequence) -> None:
+        """Takes note of tokens that the model has emitted; the very next draft can use them.
+
+        Raises:
+            ValueError: If a token id lies outside the vocabulary, or the session has ended.
+        """
+        if type(token_ids) is list and len(token_ids) < 64:  # spares the array for what one step emits
+            try:
+                return self._core.observe(token_ids)
+            except TypeError:
+                pass  # not of whole numbers: let the general way say so
+        self._core.observe_array(as_token_ids(token_ids))
+
+    def end(self, *, commit: bool) -> None:
+        """Ends the request and frees its memory. Idempotent.
+
+        Args:
+            commit: Whether the cache shall learn what was emitted. If not, no trace of the request is left.
+        """
+        self._core.end(commit)
+
+    def __repr__(self) -> str:
+        state = "ended" if self._core.has_ended else f"{self._core.num_bytes / 1024:,.0f} KiB"
+        return f"DraftSession({state})"
+
+
+def as_token_ids(token_ids: TokenSequence | Iterable[int]) -> npt.NDArray[np.int32]:
+    """Any sequence of whole numbers as a contiguous int32 array, [n].
+
+    Raises:
+        ValueError: If it is not one-dimensional, not of whole numbers, or an id does not fit.
+    """
+    array = np.asarray(token_ids)
+    if array.ndim != 1:
+        raise ValueError(f"token ids must be a flat sequence, not an array of shape {array.shape}")
+    if array.dtype == np.int32:
+        return np.ascontiguousarray(array)
+    if array.size == 0:
+        return np.empty(0, np.int32)
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"token ids must be whole numbers, not {array.dtype}")
+    for extreme in (int(array.min()), int(array.max())):
+        if not 0 <= extreme < 1 << 31:
+            raise ValueError(f"token id {extreme} is not a token id (0 to 2147483647)")
+    return np.ascontiguousarray(array, np.int32)

@@ -1,0 +1,255 @@
+"""Saved draft caches: one versioned, checksummed file.
+
+A file holds the learned token sequences, not the tables made from them: text is some thirty times smaller than its
+contexts, compresses well, is trivially checked (every id must lie in the vocabulary), and outlives any change of the
+tables' layout. Loading learns it again in the same order, at millions of tokens a second, and so drafts as before.
+(Where memory was spent and contexts were evicted before saving, what is remembered as text is what comes back.)
+
+Layout, integers little-endian:
+
+    magic        8 bytes   b"PIACACHE"
+    version      uint32
+    header size  uint32
+    header       JSON: vocab_size, tokenizer_fingerprint, orders, num_tokens, token_bytes and, per namespace,
+                 {"name", "num_sequences", "num_tokens", "num_bytes"}; sizes are those of the packed sections
+    sections     one per namespace: zlib of all lengths (uint32), then all tokens (token_bytes each)
+    digest       32 bytes  BLAKE2b of everything before
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import struct
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from pia.drafting.cache import DEFAULT_MAX_BYTES, DraftCache
+from pia.errors import CacheFileError
+
+MAGIC = b"PIACACHE"
+FORMAT_VERSION = 1
+ORDERS = [1, 2, 4, 8, 16]
+
+_PREFIX = struct.Struct("<8sII")
+_DIGEST_SIZE = 32
+_COMPRESSION_LEVEL = 6
+
+TokenArray = npt.NDArray[np.int32]
+
+
+# --- Saving ----------------------------------------------------------------------------------------------------------
+
+
+def save(cache: DraftCache, path: str | os.PathLike[str]) -> None:
+    """Writes a cache to `path`, atomically: the file is either the old one or the whole new one, whatever happens.
+
+    Raises:
+        CacheFileError: If the file can't be written; an old file is left as it was.
+    """
+    target = Path(path)
+    try:
+        _replace(target, _encode(cache))
+    except OSError as error:
+        raise CacheFileError(
+            f"can't save the draft cache to {target}: {error.strerror or error}; "
+            "make sure that the folder exists, is writable and has room, or choose another path"
+        ) from error
+
+
+def _replace(target: Path, parts: Iterable[bytes]) -> None:
+    target = target.resolve()  # through a symbolic link, to the file it stands for
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            _write_with_digest(file, parts)
+            file.flush()
+            os.fsync(file.fileno())
+        if target.exists():
+            shutil.copymode(target, temporary)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(target.parent)
+
+
+def _write_with_digest(file: BinaryIO, parts: Iterable[bytes]) -> None:
+    digest = hashlib.blake2b(digest_size=_DIGEST_SIZE)
+    for part in parts:
+        digest.update(part)
+        file.write(part)
+    file.write(digest.digest())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the new name durable. Not every file system can; the file itself is complete either way."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _encode(cache: DraftCache) -> list[bytes]:
+    contents = {name: cache.export_sequences(name) for name in cache.namespaces}
+    highest = max((int(tokens.max()) for tokens, _ in contents.values() if len(tokens)), default=0)
+    token_bytes = 2 if highest < 1 << 16 else 4
+    sections, entries = [], []
+    for name, (tokens, lengths) in contents.items():
+        raw = lengths.astype("<u4").tobytes() + tokens.astype(f"<u{token_bytes}").tobytes()
+        sections.append(zlib.compress(raw, _COMPRESSION_LEVEL))
+        sizes = {"num_sequences": len(lengths), "num_tokens": len(tokens), "num_bytes": len(sections[-1])}
+        entries.append({"name": name, **sizes})
+    header = json.dumps(
+        {
+            "vocab_size": cache.vocab_size,
+            "tokenizer_fingerprint": cache.tokenizer_fingerprint,
+            "orders": ORDERS,
+            "num_tokens": sum(len(tokens) for tokens, _ in contents.values()),
+            "token_bytes": token_bytes,
+            "namespaces": entries,
+        }
+    ).encode()
+    return [_PREFIX.pack(MAGIC, FORMAT_VERSION, len(header)), header, *sections]
+
+
+# --- Loading ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Section:
+    """Where a namespace's sequences lie in the file, and how many there are."""
+
+    name: str
+    num_sequences: int
+    num_tokens: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a cache file says about itself."""
+
+    version: int
+    vocab_size: int | None
+    tokenizer_fingerprint: str | None
+    orders: list[int]
+    num_tokens: int
+    token_bytes: int
+    namespaces: list[Section]
+
+
+def load(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES) -> DraftCache:
+    """Reads a cache that `save` wrote.
+
+    Raises:
+        CacheFileError: If the file is missing, damaged, not a draft cache, or of a newer format.
+    """
+    data = _read(path)
+    header, start = _parse(data, path)
+    cache = DraftCache(
+        max_bytes=max_bytes, vocab_size=header.vocab_size, tokenizer_fingerprint=header.tokenizer_fingerprint
+    )
+    for section in header.namespaces:
+        packed = memoryview(data)[start : start + section.num_bytes]
+        start += section.num_bytes
+        try:
+            tokens, lengths = _unpack(packed, section, header.token_bytes)
+            cache.import_sequences(tokens, lengths, namespace=section.name)
+        except (ValueError, zlib.error) as error:
+            raise _damaged(path, str(error)) from error
+    return cache
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """What a cache file says about itself, after its checksum was verified.
+
+    Raises:
+        CacheFileError: If the file is missing, damaged, not a draft cache, or of a newer format.
+    """
+    return _parse(_read(path), path)[0]
+
+
+def _read(path: str | os.PathLike[str]) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise CacheFileError(f"can't read the draft cache {os.fspath(path)}: {error.strerror or error}") from error
+
+
+def _parse(data: bytes, path: str | os.PathLike[str]) -> tuple[Header, int]:
+    """Checks everything up to the sections; returns the header and where the first section begins."""
+    if data[: len(MAGIC)] != MAGIC:
+        raise CacheFileError(f"{os.fspath(path)} is not a draft cache (save one with DraftCache.save)")
+    if len(data) < _PREFIX.size + _DIGEST_SIZE:
+        raise _damaged(path, "it is cut short")
+    _, version, header_size = _PREFIX.unpack_from(data)
+    if version != FORMAT_VERSION:
+        raise CacheFileError(
+            f"{os.fspath(path)} is a draft cache of format {version}, but this PIA reads format {FORMAT_VERSION}; "
+            "install a newer PIA, or build the cache again"
+        )
+    if hashlib.blake2b(data[:-_DIGEST_SIZE], digest_size=_DIGEST_SIZE).digest() != data[-_DIGEST_SIZE:]:
+        raise _damaged(path, "its checksum is wrong")
+    start = _PREFIX.size + header_size
+    try:
+        header = _header_from(version, json.loads(data[_PREFIX.size : start]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise _damaged(path, f"its header can't be read: {error}") from error
+    if start + sum(section.num_bytes for section in header.namespaces) != len(data) - _DIGEST_SIZE:
+        raise _damaged(path, "its sections do not add up to its size")
+    return header, start
+
+
+def _header_from(version: int, fields: dict[str, Any]) -> Header:
+    sections = [
+        Section(str(entry["name"]), *(_size(entry[key]) for key in ("num_sequences", "num_tokens", "num_bytes")))
+        for entry in fields["namespaces"]
+    ]
+    vocab_size, fingerprint = fields["vocab_size"], fields["tokenizer_fingerprint"]
+    if vocab_size is not None and not 0 < _size(vocab_size) <= 1 << 31:
+        raise ValueError(f"vocab_size is {vocab_size}")
+    if not (fingerprint is None or isinstance(fingerprint, str)):
+        raise ValueError("the tokenizer fingerprint is not text")
+    if fields["token_bytes"] not in (2, 4):
+        raise ValueError(f"token_bytes is {fields['token_bytes']}")
+    orders = [_size(order) for order in fields["orders"]]
+    return Header(
+        version, vocab_size, fingerprint, orders, _size(fields["num_tokens"]), fields["token_bytes"], sections
+    )
+
+
+def _size(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 48:
+        raise ValueError(f"{value!r} is not a size")
+    return value
+
+
+def _unpack(packed: memoryview, section: Section, token_bytes: int) -> tuple[TokenArray, TokenArray]:
+    size = 4 * section.num_sequences + token_bytes * section.num_tokens
+    unpacker = zlib.decompressobj()
+    raw = unpacker.decompress(packed, size + 1)  # never more than was announced, whatever the file claims
+    if len(raw) != size or not unpacker.eof or unpacker.unused_data:
+        raise ValueError(f"namespace {section.name!r} does not have the size it claims")
+    lengths = np.frombuffer(raw, "<u4", section.num_sequences)
+    tokens = np.frombuffer(raw, f"<u{token_bytes}", section.num_tokens, offset=4 * section.num_sequences)
+    for values in (lengths, tokens):
+        if len(values) and int(values.max()) >= 1 << 31:
+            raise ValueError(f"namespace {section.name!r} holds {int(values.max())}, which is out of range")
+    return tokens.astype(np.int32), lengths.astype(np.int32)
+
+
+def _damaged(path: str | os.PathLike[str], why: str) -> CacheFileError:
+    return CacheFileError(f"the draft cache {os.fspath(path)} is damaged: {why}; restore it or build it again")

@@ -1,0 +1,53 @@
+"""What proposes drafts: anything that can follow a request and guess how it goes on.
+
+A source hands out one session a request, so that nothing of a request outlives it and no request needs a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from typing import Protocol
+
+import numpy as np
+
+from pia.drafting.tree import DraftTree
+
+
+class DraftSession(Protocol):
+    """A source's view of one request. Used by one thread at a time."""
+
+    def propose(self, budget: int, max_depth: int) -> DraftTree:
+        """At most `budget` nodes, at most `max_depth` deep, that continue all tokens observed so far."""
+        ...
+
+    def observe(self, token_ids: Sequence[int]) -> None:
+        """Tells which tokens the model emitted."""
+        ...
+
+    def end(self, *, commit: bool) -> None:
+        """Ends the request. With `commit` its output is learned for others; without, no trace of it is left."""
+        ...
+
+
+class DraftSource(Protocol):
+    """Something that drafts, shared by all requests and threads."""
+
+    def begin(self, prompt_ids: np.ndarray, *, stop_ids: Set[int] = frozenset()) -> DraftSession:
+        """Opens a session for a request. `stop_ids` end a learned sequence."""
+        ...
+
+
+class NoDrafts:
+    """The source and session of plain decoding: proposes nothing, learns nothing."""
+
+    def begin(self, prompt_ids: np.ndarray, *, stop_ids: Set[int] = frozenset()) -> NoDrafts:
+        return self
+
+    def propose(self, budget: int, max_depth: int) -> DraftTree:
+        return DraftTree.empty()
+
+    def observe(self, token_ids: Sequence[int]) -> None:
+        pass
+
+    def end(self, *, commit: bool) -> None:
+        pass

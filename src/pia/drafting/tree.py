@@ -1,0 +1,70 @@
+"""The draft tree: what every source proposes and every verifier reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+SOURCE_NAMES = ("own", "shared")
+"""Names behind the numbers in `DraftTree.sources`: the request's own text, and what other requests produced."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DraftTree:
+    """Possible continuations of a text, best first.
+
+    Parents come before their children and `probs` never rises, so the first k nodes are themselves a valid tree: the
+    best one of that size. A chain is a tree.
+
+    Attributes:
+        token_ids: int32 [n], the drafted token of each node.
+        parents: int32 [n], index of the parent node; -1 is the last accepted token.
+        probs: float32 [n], estimated probability that the whole path down to the node is accepted.
+        sources: uint8 [n], index into `SOURCE_NAMES`: who proposed it.
+    """
+
+    token_ids: npt.NDArray[np.int32]
+    parents: npt.NDArray[np.int32]
+    probs: npt.NDArray[np.float32]
+    sources: npt.NDArray[np.uint8]
+
+    @classmethod
+    def empty(cls) -> DraftTree:
+        """A tree without nodes."""
+        return cls.unpack(b"")
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> DraftTree:
+        """Reads the 13 bytes a node that the native builder writes, without copying (the arrays are read-only)."""
+        count = len(packed) // 13
+        return cls(
+            np.frombuffer(packed, np.int32, count),
+            np.frombuffer(packed, np.int32, count, 4 * count),
+            np.frombuffer(packed, np.float32, count, 8 * count),
+            np.frombuffer(packed, np.uint8, count, 12 * count),
+        )
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def __repr__(self) -> str:
+        return f"DraftTree({len(self)} nodes, depth {self.depth}, {self.probs.sum():.2f} accepted expected)"
+
+    @property
+    def depth(self) -> int:
+        """Length of the longest path."""
+        depths = self.depths()
+        return int(depths.max()) if len(depths) else 0
+
+    def depths(self) -> npt.NDArray[np.int32]:
+        """Distance of each node from the last accepted token: int32 [n], 1 for its direct continuations."""
+        depths = [0] * (len(self) + 1)  # the last entry is parent -1
+        for node, parent in enumerate(self.parents.tolist()):
+            depths[node] = depths[parent] + 1
+        return np.array(depths[:-1], np.int32)
+
+    def prefix(self, count: int) -> DraftTree:
+        """The best tree of at most `count` nodes."""
+        return DraftTree(self.token_ids[:count], self.parents[:count], self.probs[:count], self.sources[:count])

@@ -1,0 +1,27 @@
+"""What a user can do wrong, one class each. Every message names the thing and the way out."""
+
+from __future__ import annotations
+
+
+class PiaError(ValueError):
+    """Base of all errors that PIA raises at its users."""
+
+
+class PromptError(PiaError):
+    """The prompt cannot be generated from: empty, too long, or foreign to the model."""
+
+
+class UnsupportedOptionError(PiaError):
+    """An option does not exist, is out of range, or cannot be honoured."""
+
+
+class ModelError(PiaError):
+    """The model cannot be found, loaded or used."""
+
+
+class CacheFileError(PiaError):
+    """A draft cache file cannot be read or written."""
+
+
+class CacheMismatchError(PiaError):
+    """A draft cache belongs to another tokenizer."""

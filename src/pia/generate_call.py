@@ -1,0 +1,204 @@
+"""What Transformers' `generate` hands to a custom decoding method, and what of it PIA can honour."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+from transformers.cache_utils import DynamicCache
+from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
+
+from pia.decoding.chooser import TokenChooser
+from pia.decoding.request import Request, Stopping
+from pia.errors import PromptError, UnsupportedOptionError
+
+_KNOWN_INPUTS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"}
+"""Model inputs that PIA makes itself."""
+
+
+class GenerateCall:
+    """One prepared call of `generate`: prompt, processors, criteria, configuration and model inputs.
+
+    The class itself serves as `custom_generate`, so that `model.generate(..., custom_generate=GenerateCall)`
+    prepares everything through Transformers' public door and decodes nothing.
+
+    Raises:
+        PromptError: the prompt is empty or holds ids that the model does not have.
+        UnsupportedOptionError: an option asks for another way of decoding.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        **model_kwargs: Any,
+    ) -> None:
+        self.model = model
+        self.input_ids = input_ids
+        self.logits_processor = logits_processor
+        self.stopping_criteria = stopping_criteria
+        self.config = generation_config
+        self.model_kwargs = model_kwargs
+        _refuse_other_decoding(model, generation_config)
+        _check_prompt(model, input_ids)
+
+    def new_chooser(self) -> TokenChooser:
+        """The rule that picks tokens: processors, sampling, and what to record."""
+        returns_dict = bool(self.config.return_dict_in_generate)
+        return TokenChooser(
+            self.logits_processor,
+            do_sample=bool(self.config.do_sample),
+            keep_scores=returns_dict and bool(self.config.output_scores),
+            keep_logits=returns_dict and bool(self.config.output_logits),
+        )
+
+    def new_request(self, *, strip_padding: bool) -> Request:
+        """The request's text; with `strip_padding` the model does not see the padding on the left."""
+        padding = self._num_padding() if strip_padding else 0
+        return Request(self.input_ids, Stopping(self.stopping_criteria), num_padding=padding)
+
+    @property
+    def num_rows(self) -> int:
+        """Requests in this call."""
+        return int(self.input_ids.shape[0])
+
+    def plain_reason(self) -> str | None:
+        """Why Transformers' own cache, masks and positions must stay as they are for this call, or `None`."""
+        extra = [name for name, value in self.model_kwargs.items() if name not in _KNOWN_INPUTS and value is not None]
+        cache = self.model_kwargs.get("past_key_values")
+        if extra:
+            return f"the model is given {', '.join(sorted(extra))}"
+        if not self.model_kwargs.get("use_cache", True):
+            return "use_cache=False leaves nothing to verify a draft against"
+        if cache is not None and type(cache) is not DynamicCache:
+            return f"the caller chose a {type(cache).__name__}"
+        if cache is not None and cache.get_seq_length() > 0:
+            return "the caller's cache already holds text"
+        return self._odd_positions()
+
+    def _num_padding(self) -> int:
+        mask = self.model_kwargs.get("attention_mask")
+        return 0 if mask is None else int((mask[0] == 0).sum())
+
+    def _odd_positions(self) -> str | None:
+        mask, positions = self.model_kwargs.get("attention_mask"), self.model_kwargs.get("position_ids")
+        padding = self._num_padding()
+        if mask is not None and bool((mask[0, padding:] == 0).any()):
+            return "the attention mask has holes"
+        if positions is not None:
+            expected = torch.arange(self.input_ids.shape[1] - padding, device=positions.device)
+            if positions.shape[-1] != self.input_ids.shape[1] or not torch.equal(positions[0, padding:], expected):
+                return "position_ids of the caller's own are kept as they are"
+        return None
+
+
+def caller_argument(name: str) -> Any:
+    """An argument of the `generate` call we are in that Transformers does not pass on, or `None`.
+
+    Transformers 5 drops `streamer`, `assistant_model` and `synced_gpus` on the way to a callable. A streamer that is
+    silently lost leaves its reader waiting for ever, so we look it up where it is: in the frame of `generate`.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "generate" and "custom_generate" in frame.f_locals:
+            return frame.f_locals.get(name)
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def with_stop_criterion(model: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `generate` with `stop_strings` turned into a stopping criterion.
+
+    Transformers drops the tokenizer that stop strings need on the way to a custom decoding method, and then asks for
+    it.
+
+    Raises:
+        PromptError: there are stop strings and no tokenizer.
+    """
+    kwargs = dict(kwargs)
+    tokenizer = kwargs.pop("tokenizer", None)
+    config: GenerationConfig | None = kwargs.get("generation_config")
+    strings = kwargs.get("stop_strings") or getattr(config or model.generation_config, "stop_strings", None)
+    if strings is None:
+        return kwargs
+    if tokenizer is None:
+        raise PromptError("stop_strings need the tokenizer: pass tokenizer=... to generate as well")
+    config = GenerationConfig.from_dict((config or model.generation_config).to_dict())
+    config.stop_strings = None
+    given = kwargs.get("stopping_criteria") or []
+    kwargs.pop("stop_strings", None)
+    return {
+        **kwargs,
+        "generation_config": config,
+        "stopping_criteria": StoppingCriteriaList([*given, StopStringCriteria(tokenizer, strings)]),
+    }
+
+
+def prepare(model: Any, input_ids: torch.Tensor, **kwargs: Any) -> GenerateCall:
+    """Prepares a call as `model.generate(input_ids, **kwargs)` would, and decodes nothing.
+
+    Raises:
+        PromptError: the prompt is empty or foreign to the model.
+        UnsupportedOptionError: an option that PIA cannot honour, or a `streamer` (the caller has the steps themselves).
+    """
+    if kwargs.get("streamer") is not None:
+        raise UnsupportedOptionError("a streamer has no use here: the steps themselves are the stream; leave it out")
+    if input_ids.numel() == 0:  # Transformers would begin a text of its own
+        raise PromptError("the prompt is empty; give at least one token")
+    # The class's method: on an accelerated model the instance's own would decode.
+    call: GenerateCall = type(model).generate(
+        model, input_ids, custom_generate=GenerateCall, **with_stop_criterion(model, kwargs)
+    )
+    return call
+
+
+def _refuse_other_decoding(model: Any, config: Any) -> None:
+    """Refuses by name what is not greedy search or sampling."""
+    asked = {
+        "num_beams": (config.num_beams or 1) > 1,
+        "penalty_alpha": bool(config.penalty_alpha),
+        "prompt_lookup_num_tokens": config.prompt_lookup_num_tokens is not None,
+        "assistant_model": caller_argument("assistant_model") is not None,
+        "assistant_early_exit": getattr(config, "assistant_early_exit", None) is not None,
+        "dola_layers": getattr(config, "dola_layers", None) is not None,
+        "constraints": getattr(config, "constraints", None) is not None,
+        "force_words_ids": getattr(config, "force_words_ids", None) is not None,
+        "num_beam_groups": (getattr(config, "num_beam_groups", None) or 1) > 1,
+        "output_attentions": bool(config.return_dict_in_generate and config.output_attentions),
+        "output_hidden_states": bool(config.return_dict_in_generate and config.output_hidden_states),
+        "synced_gpus": bool(caller_argument("synced_gpus")),
+    }
+    refused = [name for name, is_asked in asked.items() if is_asked]
+    if refused:
+        raise UnsupportedOptionError(
+            f"PIA decodes greedily or by sampling and cannot honour {', '.join(refused)}: leave it out, "
+            "or call generate without PIA (no custom_generate; on an accelerated model "
+            'decoding_kwargs={"use_lookahead": False})'
+        )
+    if model.config.is_encoder_decoder:
+        raise UnsupportedOptionError(
+            f"{type(model).__name__} is an encoder-decoder model; PIA decodes decoder-only models"
+        )
+
+
+def _check_prompt(model: Any, input_ids: torch.Tensor) -> None:
+    if input_ids.numel() == 0:
+        raise PromptError("the prompt is empty; give at least one token")
+    num_embeddings = vocab_size(model)
+    least, most = int(input_ids.min()), int(input_ids.max())
+    if least < 0 or most >= num_embeddings:
+        bad = least if least < 0 else most
+        raise PromptError(
+            f"the prompt holds token id {bad}, but the model's vocabulary has ids 0 .. {num_embeddings - 1}; "
+            "use the tokenizer that belongs to the model"
+        )
+
+
+def vocab_size(model: Any) -> int:
+    """Number of token ids the model has embeddings for."""
+    return int(model.get_input_embeddings().weight.shape[0])

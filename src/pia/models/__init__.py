@@ -1,0 +1,1 @@
+"""What a model can do: KV layouts, tree masks, positions, capabilities."""

@@ -1,0 +1,66 @@
+"""Measures what a forward over q tokens costs on the model and machine at hand."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from pia.drafting.budget import CostCurve
+from pia.drafting.tree import DraftTree
+from pia.models.runner import SlabRunner
+
+_CONTEXT = 128
+_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+_SECONDS = 1.0
+"""Time the whole measurement may take beyond one warm and one timed forward of each size."""
+_MAX_ROUNDS = 9
+
+
+def measure_costs(model: Any, *, max_tokens: int, can_branch: bool = True) -> CostCurve:
+    """Times forwards over 1 .. `max_tokens` new tokens behind a short text.
+
+    Sizes take turns and the best round of each counts: other work on the machine only ever adds time.
+
+    Args:
+        model: a model that can verify at least chains.
+        max_tokens: the largest step of interest, root included.
+        can_branch: whether steps carry an explicit mask.
+
+    Returns:
+        the curve, in seconds.
+    """
+    runner = SlabRunner(model, can_branch=can_branch)
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 20
+    sizes = [q for q in _SIZES if q < max_tokens and q < limit // 2]
+    sizes.append(min(max_tokens, limit // 2))
+    context = max(1, min(_CONTEXT, limit - max(sizes) - 1))
+    runner.prefill(torch.zeros((1, context), dtype=torch.long))
+    best = dict.fromkeys(sizes, float("inf"))
+    started = perf_counter()
+    for round_number in range(_MAX_ROUNDS + 1):
+        for q in sizes:
+            seconds = _time_forward(runner, q, context)
+            if round_number:  # the first round warms up
+                best[q] = min(best[q], seconds)
+        if round_number and perf_counter() - started > _SECONDS:
+            break
+    return CostCurve(sizes, list(best.values()))
+
+
+def _time_forward(runner: SlabRunner, q: int, context: int) -> float:
+    tree = _chain(q - 1)
+    started = perf_counter()
+    logits = runner.forward(0, tree)
+    logits.argmax(dim=-1).tolist()  # waits for the device
+    seconds = perf_counter() - started
+    runner.cache.set_length(context)
+    return seconds
+
+
+def _chain(length: int) -> DraftTree:
+    zeros = np.zeros(length, dtype=np.int32)
+    parents = np.arange(-1, length - 1, dtype=np.int32)
+    return DraftTree(zeros, parents, np.ones(length, dtype=np.float32), zeros.astype(np.uint8))

@@ -1,0 +1,137 @@
+"""The native draft cache against a slow dictionary model, over random histories of requests."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+
+from pia.drafting.cache import DraftCache, DraftSession
+from pia.drafting.tree import DraftTree
+
+sys.path.insert(0, str(Path(__file__).parent))
+from slow_draft_model import SlowTable, best_tree, path_prob
+
+STOP = 4
+VOCAB_SIZE = 6
+tokens = st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=30)
+namespaces = st.sampled_from(["", "a tenant"])
+
+
+class Request:
+    """A session and what the model knows about it."""
+
+    def __init__(self, session: DraftSession, namespace: str, prompt: list[int]) -> None:
+        self.session = session
+        self.namespace = namespace
+        self.text = list(prompt)
+        self.num_prompt = len(prompt)
+        self.own = SlowTable()
+        self.own.learn(prompt)
+
+
+def pieces(text: list[int]) -> list[list[int]]:
+    """`text` cut behind each stop token."""
+    found: list[list[int]] = [[]]
+    for token in text:
+        found[-1].append(token)
+        if token == STOP:
+            found.append([])
+    return [piece for piece in found if piece]
+
+
+class DraftCacheMachine(RuleBasedStateMachine):
+    requests: Bundle[Request] = Bundle("requests")
+
+    @initialize()
+    def start(self) -> None:
+        self.cache = DraftCache(vocab_size=VOCAB_SIZE)
+        self.shared = {"": SlowTable(), "a tenant": SlowTable()}
+        self.num_tokens = {"": 0, "a tenant": 0}
+        self.num_running = 0
+
+    def learn(self, namespace: str, text: list[int]) -> None:
+        for piece in pieces(text):
+            self.shared[namespace].learn(piece)
+        self.num_tokens[namespace] += len(text)
+
+    @rule(text=tokens, namespace=namespaces)
+    def insert(self, text: list[int], namespace: str) -> None:
+        self.cache.insert(text, stop_ids={STOP}, namespace=namespace)
+        self.learn(namespace, text)
+
+    @rule(target=requests, prompt=tokens, namespace=namespaces)
+    def begin(self, prompt: list[int], namespace: str) -> Request:
+        session = self.cache.begin(prompt, stop_ids={STOP}, namespace=namespace)
+        self.num_running += 1
+        return Request(session, namespace, prompt)
+
+    @rule(request=requests, text=tokens)
+    def observe(self, request: Request, text: list[int]) -> None:
+        request.session.observe(text)
+        first = len(request.text)
+        request.text += text
+        request.own.learn(request.text, first)
+
+    @rule(request=requests, budget=st.integers(0, 40), max_depth=st.integers(1, 8))
+    def propose(self, request: Request, budget: int, max_depth: int) -> None:
+        tree = request.session.propose(budget, max_depth)
+        shared = self.shared[request.namespace]
+        expected = best_tree(request.text, request.own, shared, budget, max_depth)
+        paths = paths_of(tree)
+        assert len(set(paths)) == len(paths)
+        assert tree.probs.tolist() == pytest.approx([node.prob for node in expected], rel=1e-3)
+        for path, prob in itertools.islice(zip(paths, tree.probs.tolist(), strict=True), 12):
+            assert prob == pytest.approx(path_prob(path, request.text, request.own, shared), rel=1e-3)
+        assert max(map(len, paths), default=0) <= max_depth
+
+    @rule(target=requests, request=consumes(requests), commit=st.booleans())
+    def end(self, request: Request, commit: bool) -> object:
+        request.session.end(commit=commit)
+        self.num_running -= 1
+        if commit:
+            self.learn(request.namespace, request.text[request.num_prompt :])
+        return multiple()
+
+    @rule(namespace=namespaces)
+    def clear(self, namespace: str) -> None:
+        self.cache.clear(namespace)
+        self.shared[namespace] = SlowTable()
+        self.num_tokens[namespace] = 0
+
+    @rule()
+    def save_and_load(self) -> None:
+        if self.num_running:
+            return  # running sessions would go on with the old cache
+        with tempfile.TemporaryDirectory() as folder:
+            self.cache.save(Path(folder) / "cache.pia")
+            self.cache = DraftCache.load(Path(folder) / "cache.pia")
+
+    @invariant()
+    def is_whole(self) -> None:
+        if not hasattr(self, "cache"):
+            return
+        self.cache.check_integrity()
+        assert self.cache.num_contexts == sum(len(table.counts) for table in self.shared.values())
+        assert self.cache.num_tokens == sum(self.num_tokens.values())
+        assert self.cache.namespaces == sorted(name for name, count in self.num_tokens.items() if count)
+        assert (self.cache.request_memory_usage > 0) == (self.num_running > 0)
+
+
+def paths_of(tree: DraftTree) -> list[tuple[int, ...]]:
+    """The tokens from the root down to each node; checks on the way that parents come first."""
+    paths: list[tuple[int, ...]] = []
+    for token, parent in zip(tree.token_ids.tolist(), tree.parents.tolist(), strict=True):
+        assert -1 <= parent < len(paths)
+        paths.append((*(paths[parent] if parent >= 0 else ()), token))
+    return paths
+
+
+TestDraftCacheAgainstModel = DraftCacheMachine.TestCase
+TestDraftCacheAgainstModel.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

@@ -1,0 +1,398 @@
+"""The draft cache by its own lights: drafts, stop tokens, namespaces, memory, bad input."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from pia.drafting.cache import DraftCache
+from pia.drafting.tree import SOURCE_NAMES, DraftTree
+from pia.errors import CacheMismatchError
+
+STOP = 9
+
+
+def drafted(tree: DraftTree) -> list[int]:
+    """The first chain of a tree."""
+    chain, node = [], -1
+    while node in tree.parents.tolist():
+        node = tree.parents.tolist().index(node)
+        chain.append(int(tree.token_ids[node]))
+    return chain
+
+
+def continuations(cache: DraftCache, text: list[int], namespace: str = "") -> set[int]:
+    """What the cache drafts directly after `text`."""
+    session = cache.begin(text, namespace=namespace)
+    tree = session.propose(64, 1)
+    session.end(commit=False)
+    return set(tree.token_ids.tolist())
+
+
+def noise(seed: int, size: int, vocab_size: int = 50_000) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, vocab_size, size, dtype=np.int32)
+
+
+# --- Drafts ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_cache_drafts_nothing():
+    session = DraftCache().begin([])
+    assert len(session.propose(16)) == 0
+    session.observe([])
+    assert len(session.propose(16)) == 0
+
+
+def test_one_count_gives_what_the_discount_leaves():
+    cache = DraftCache()
+    cache.insert([1, 2])
+    tree = cache.begin([1]).propose(8)
+    assert tree.token_ids.tolist() == [2]
+    assert tree.probs.tolist() == pytest.approx([1 - 0.9 / 1])
+    assert [SOURCE_NAMES[source] for source in tree.sources] == ["shared"]
+
+
+def test_own_counts_weigh_twice():
+    tree = DraftCache().begin([1, 2, 1]).propose(1)
+    assert tree.probs.tolist() == pytest.approx([1 - 0.9 / 2])
+    assert [SOURCE_NAMES[source] for source in tree.sources] == ["own"]
+
+
+def test_longer_contexts_decide():
+    cache = DraftCache()
+    cache.insert([6, 1, 2, 3, 7, 0, 6, 5, 2, 3, 8])
+    assert drafted(cache.begin([6, 1, 2, 3]).propose(1)) == [7]
+    assert drafted(cache.begin([6, 5, 2, 3]).propose(1)) == [8]
+
+
+def test_probabilities_are_capped_and_never_rise():
+    cache = DraftCache()
+    for _ in range(200):
+        cache.insert([1, 2, 3, 4])
+    tree = cache.begin([1]).propose(3)
+    assert tree.token_ids.tolist() == [2, 3, 4]
+    assert tree.probs.tolist() == pytest.approx([0.98, 0.98**2, 0.98**3])
+
+
+def test_drafts_stop_at_the_budget_and_at_the_depth():
+    text = list(range(100))
+    session = DraftCache().begin([*text, *text[:20]])
+    assert len(session.propose(5, 32)) == 5
+    assert session.propose(64, 32).depth == 32
+    assert session.propose(64, 3).depth == 3
+    assert len(session.propose(0)) == 0
+    assert drafted(session.propose(10**6, 10**6))[:80] == text[20:]
+
+
+def test_a_huge_budget_ends():
+    cache = DraftCache()
+    cache.insert(noise(0, 3000, 8))
+    tree = cache.begin(noise(1, 50, 8)).propose(10**6, 6)
+    assert 8 < len(tree) <= 10**6
+    assert (np.diff(tree.probs) <= 0).all()
+
+
+def test_token_id_0_is_an_ordinary_token():
+    cache = DraftCache(vocab_size=3)
+    cache.insert([1, 2, 0])
+    session = cache.begin([1, 2])
+    assert drafted(session.propose(4)) == [0]
+    session.observe([0, 1, 2, 0])
+    assert drafted(session.propose(2)) == [1, 2]
+
+
+def test_emitted_tokens_are_draftable_at_once_and_across_the_border():
+    session = DraftCache().begin([5, 6])
+    session.observe([7, 6])
+    assert drafted(session.propose(2)) == [7, 6]
+    session.observe([8, 5, 6])
+    assert 7 in session.propose(4).token_ids
+
+
+def test_a_tree_is_cut_to_its_best_part():
+    cache = DraftCache()
+    cache.insert(noise(0, 500, 5))
+    session = cache.begin([1, 2, 3])
+    tree = session.propose(40)
+    small = session.propose(10)
+    assert tree.prefix(10).token_ids.tolist() == small.token_ids.tolist()
+    assert tree.prefix(10).parents.tolist() == small.parents.tolist()
+    assert tree.depth == max(tree.depths()) <= 32
+    assert "40 nodes" in repr(tree)
+    assert len(DraftTree.empty()) == DraftTree.empty().depth == 0
+
+
+# --- Stop tokens -----------------------------------------------------------------------------------------------------
+
+
+def test_a_stop_token_ends_a_learned_sequence():
+    cache = DraftCache()
+    cache.insert([1, 2, STOP, 3, 4], stop_ids={STOP})
+    assert continuations(cache, [1, 2]) == {STOP}
+    assert continuations(cache, [1, 2, STOP]) == set()
+    assert continuations(cache, [STOP, 3]) == {4}
+    assert cache.num_tokens == 5
+
+
+def test_a_stop_token_ends_what_an_output_teaches():
+    cache = DraftCache()
+    session = cache.begin([1], stop_ids={STOP})
+    session.observe([2, STOP, 3, 4])
+    session.end(commit=True)
+    assert continuations(cache, [2]) == {STOP}
+    assert continuations(cache, [STOP]) == set()
+
+
+def test_the_whole_prompt_is_learned_across_stop_tokens():
+    session = DraftCache().begin([5, STOP, 6, 7, 5], stop_ids={STOP})
+    assert drafted(session.propose(3)) == [STOP, 6, 7]
+
+
+# --- Requests --------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_output_is_shared_and_only_at_the_end():
+    cache = DraftCache()
+    session = cache.begin([1, 2, 3])
+    session.observe([4, 5, 6])
+    assert continuations(cache, [4, 5]) == set()
+    session.end(commit=True)
+    assert continuations(cache, [4, 5]) == {6}
+    assert continuations(cache, [1, 2]) == set()
+    assert continuations(cache, [2, 3]) == set()  # no context reaches back into the prompt
+    assert cache.num_tokens == 3
+
+
+def test_an_aborted_request_leaves_no_trace():
+    cache = DraftCache()
+    cache.insert(noise(0, 1000, 50))
+    before = (cache.memory_usage, cache.num_contexts, cache.num_tokens, cache.namespaces)
+    tree = cache.begin([1, 2, 3]).propose(16)
+    for namespace in ("", "new"):
+        session = cache.begin(noise(1, 500, 50), namespace=namespace)
+        session.observe(noise(2, 500, 50))
+        session.propose(16)
+        session.end(commit=False)
+    assert (cache.memory_usage, cache.num_contexts, cache.num_tokens, cache.namespaces) == before
+    again = cache.begin([1, 2, 3]).propose(16)
+    assert again.token_ids.tolist() == tree.token_ids.tolist()
+    assert again.probs.tolist() == tree.probs.tolist()
+
+
+def test_a_dropped_session_counts_as_aborted():
+    cache = DraftCache()
+    session = cache.begin([1, 2, 3])
+    session.observe([4, 5])
+    del session
+    assert cache.num_tokens == cache.request_memory_usage == 0
+
+
+def test_end_may_be_called_again_but_nothing_else():
+    cache = DraftCache()
+    session = cache.begin([1, 2])
+    session.observe([3, 4])
+    session.end(commit=True)
+    session.end(commit=True)
+    session.end(commit=False)
+    assert cache.num_tokens == 2
+    with pytest.raises(ValueError, match="has ended"):
+        session.propose(4)
+    with pytest.raises(ValueError, match="has ended"):
+        session.observe([1])
+    assert repr(session) == "DraftSession(ended)"
+
+
+def test_a_long_prompt_works_and_its_memory_is_freed():
+    cache = DraftCache()
+    prompt = noise(0, 100_000)
+    session = cache.begin(prompt)
+    assert cache.request_memory_usage > 4 * len(prompt)
+    session.observe(prompt[500:520])
+    assert drafted(session.propose(16, 16)) == prompt[520:536].tolist()
+    session.end(commit=False)
+    assert cache.request_memory_usage == 0
+
+
+def test_a_session_survives_clear():
+    cache = DraftCache()
+    cache.insert([1, 2, 3])
+    session = cache.begin([1])
+    cache.clear()
+    assert len(session.propose(4)) == 0
+    session.observe([5, 6])
+    session.end(commit=True)
+    assert continuations(cache, [5]) == {6}
+
+
+# --- Namespaces ------------------------------------------------------------------------------------------------------
+
+
+def test_namespaces_are_kept_apart():
+    cache = DraftCache()
+    cache.insert([1, 2], namespace="a")
+    cache.insert([1, 3], namespace="b")
+    assert continuations(cache, [1], "a") == {2}
+    assert continuations(cache, [1], "b") == {3}
+    assert continuations(cache, [1]) == set()
+    assert cache.namespaces == ["a", "b"]
+    cache.clear("a")
+    assert continuations(cache, [1], "a") == set()
+    assert continuations(cache, [1], "b") == {3}
+    assert cache.namespaces == ["b"]
+    cache.clear("never seen")
+    cache.clear()
+    assert cache.memory_usage == cache.num_contexts == cache.num_tokens == 0
+
+
+def test_merge_learns_all_that_the_other_knows():
+    ours, theirs = DraftCache(vocab_size=10), DraftCache(vocab_size=10, tokenizer_fingerprint="f")
+    ours.insert([1, 2])
+    theirs.insert([1, 3])
+    theirs.insert([4, 5], namespace="b")
+    ours.merge(theirs)
+    assert continuations(ours, [1]) == {2, 3}
+    assert continuations(ours, [4], "b") == {5}
+    assert ours.tokenizer_fingerprint == "f"
+    assert continuations(theirs, [1]) == {3}
+
+
+def test_a_cache_belongs_to_one_tokenizer():
+    cache = DraftCache()
+    cache.bind(100, "f")
+    cache.bind(100, "f")
+    cache.bind()
+    with pytest.raises(CacheMismatchError, match="vocabulary of 100 tokens, not 200"):
+        cache.bind(200)
+    with pytest.raises(CacheMismatchError, match="another tokenizer"):
+        cache.bind(100, "g")
+    with pytest.raises(CacheMismatchError):
+        cache.merge(DraftCache(vocab_size=7))
+    with pytest.raises(ValueError, match="vocab_size"):
+        DraftCache(vocab_size=0)
+
+
+# --- Memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_memory_stays_within_its_bound_and_flat():
+    cache = DraftCache(max_bytes=2 << 20)
+    usage = []
+    for seed in range(120):
+        cache.insert(noise(seed, 1000))
+        usage.append(cache.memory_usage)
+    cache.check_integrity()
+    assert max(usage) <= cache.max_bytes
+    assert min(usage[60:]) > 0.8 * cache.max_bytes
+    assert cache.num_contexts > 20_000
+
+
+def test_what_recurs_outlives_what_does_not():
+    cache = DraftCache(max_bytes=1 << 20)
+    habit = noise(12345, 40).tolist()
+    for seed in range(150):
+        cache.insert(noise(seed, 400))
+        if seed % 5 == 0 and seed < 100:
+            cache.insert(habit)
+    assert drafted(cache.begin(habit[:8]).propose(16, 16)) == habit[8:24]
+
+
+def test_a_newcomer_finds_room_in_a_full_cache():
+    cache = DraftCache(max_bytes=1 << 20)
+    for seed in range(60):
+        cache.insert(noise(seed, 1000), namespace="large")
+    text = noise(99, 60).tolist()
+    cache.insert(text, namespace="small")
+    assert drafted(cache.begin(text[:8], namespace="small").propose(8)) == text[8:16]
+    for index in range(200):
+        cache.insert([index, index + 1], namespace=f"tenant {index}")
+    cache.check_integrity()
+    assert cache.memory_usage <= cache.max_bytes
+
+
+def test_a_sequence_larger_than_the_memory_is_survived():
+    cache = DraftCache(max_bytes=1 << 16)
+    cache.insert(noise(0, 100_000))
+    cache.check_integrity()
+    assert 0 < cache.memory_usage <= cache.max_bytes
+
+
+def test_memory_per_token_is_modest():
+    cache = DraftCache()
+    cache.insert(noise(0, 200_000))  # nothing recurs: the most contexts a token can make
+    assert cache.memory_usage < 140 * cache.num_tokens
+
+
+def test_the_least_memory_is_named():
+    with pytest.raises(ValueError, match="64 KiB"):
+        DraftCache(max_bytes=1000)
+    with pytest.raises(ValueError, match="64 KiB"):
+        DraftCache(max_bytes=-1)
+
+
+# --- Input -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [list, tuple, np.array, lambda ids: np.array(ids, np.int32), bytearray])
+def test_all_sequences_of_whole_numbers_are_taken(make):
+    cache = DraftCache(vocab_size=10)
+    cache.insert(make([1, 2, 3]))
+    session = cache.begin(make([1]))
+    session.observe(make([2]))
+    assert drafted(session.propose(1)) == [3]
+    cache.insert(make([]))
+
+
+def test_strided_arrays_are_taken():
+    cache = DraftCache()
+    cache.insert(np.arange(20, dtype=np.int32)[::2])
+    assert continuations(cache, [4]) == {6}
+
+
+@pytest.mark.parametrize("make", [list, np.array, lambda ids: np.array(ids, np.int32)])
+@pytest.mark.parametrize(("ids", "message"), [([1, -2], "token id -2"), ([1, 10], "token id 10 .*vocabulary of 10")])
+def test_ids_outside_the_vocabulary_are_refused(make, ids, message):
+    cache = DraftCache(vocab_size=10)
+    session = cache.begin([1])
+    for call in (cache.insert, cache.begin, session.observe):
+        with pytest.raises(ValueError, match=message):
+            call(make(ids))
+    session.end(commit=True)
+    assert cache.num_tokens == 0
+
+
+@pytest.mark.parametrize("ids", [[1 << 31], [1 << 40], [-1]])
+def test_ids_that_cannot_be_are_refused_without_a_vocabulary(ids):
+    cache = DraftCache()
+    for call in (cache.insert, cache.begin, cache.begin([1]).observe):
+        with pytest.raises(ValueError, match="is not a token id"):
+            call(ids)
+
+
+def test_other_shapes_and_types_are_refused():
+    cache = DraftCache()
+    with pytest.raises(ValueError, match="whole numbers"):
+        cache.insert([1.5])
+    with pytest.raises(ValueError, match="flat"):
+        cache.begin(np.zeros((1, 3), np.int32))
+
+
+def test_bad_sizes_are_refused():
+    session = DraftCache().begin([1])
+    with pytest.raises(ValueError, match="budget must be 0 or more, not -1"):
+        session.propose(-1)
+    with pytest.raises(ValueError, match="max_depth must be 1 or more, not 0"):
+        session.propose(4, 0)
+
+
+def test_repr_says_what_is_inside():
+    cache = DraftCache(max_bytes=1 << 20)
+    cache.insert([1, 2, 3])
+    assert repr(cache) == "DraftCache(3 tokens, 3 contexts, 0.0 of 1 MiB)"
+
+
+def test_drafting_does_not_import_torch():
+    code = "import pia.drafting.cache, pia.drafting.cache_file, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
