@@ -12,11 +12,14 @@ import torch
 class ThreadBalancer:
     """Gives torch as many threads as there are cores free for this process.
 
-    A parallel region is as slow as its slowest thread: two threads on one and a half cores are slower than one.
+    A parallel region is as slow as its slowest thread: two threads on one and a half cores are slower than one. Now
+    and then all threads are tried, since a process of high priority gets cores that are not idle.
     """
 
-    def __init__(self, max_threads: int) -> None:
+    def __init__(self, max_threads: int, try_every: int = 10) -> None:
         self.max_threads = max_threads
+        self.try_every = try_every
+        self.num_updates = 0
         self.seen = self._clocks()
 
     def update(self) -> None:
@@ -24,7 +27,10 @@ class ThreadBalancer:
         now = self._clocks()
         wall, used, idle = (new - old for new, old in zip(now, self.seen, strict=True))
         self.seen = now
-        free = math.floor((used + idle) / max(wall, 1e-6) + 0.25)
+        free = math.floor((used + idle) / max(wall, 1e-6) + 0.3)
+        self.num_updates += 1
+        if self.num_updates % self.try_every == 0:
+            free = self.max_threads
         torch.set_num_threads(min(max(free, 1), self.max_threads))
 
     @staticmethod

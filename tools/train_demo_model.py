@@ -45,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--export-only", action="store_true", help="export the last checkpoint as it is, and stop")
     add("--stop-at-step", type=int, help="write a checkpoint at this step and stop, to go on later")
     add("--seed", type=int, default=0)
-    add("--epochs", type=int, default=6)
+    add("--steps", type=int, default=1200, help="length of the run: the learning rate falls to 0 at this step")
     add("--batch-tokens", type=int, default=6144, help="padded tokens in one batch")
     add("--vocab-size", type=int, default=2048)
     add("--hidden-size", type=int, default=256)
@@ -57,13 +57,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--warmup-steps", type=int, default=60)
     add("--question-weight", type=float, default=0.2, help="loss weight of question tokens (answer tokens: 1)")
     add("--swap-names", type=float, default=0.6, help="share of examples whose people get other names")
-    add("--unlikely-from", type=float, default=0.67, help="share of the epochs before repetitions are penalised")
+    add("--unlikely-from", type=int, default=3, help="first epoch in which repetitions are penalised")
     add("--unlikely-share", type=float, default=0.1, help="penalised rows added, as a share of the examples")
     add("--penalty", type=float, default=0.5, help="weight of an unlikelihood token")
-    add("--own-answers", type=int, default=600, help="questions the model answers before each such epoch")
+    add("--own-answers", type=int, default=480, help="questions the model answers before each such epoch")
     add("--own-copies", type=int, default=2, help="rows made of each own answer that repeats itself")
     add("--own-threshold", type=float, default=0.12, help="an own answer with a larger repeated share is penalised")
-    add("--checkpoint-every", type=int, default=100, help="steps between checkpoints")
+    add("--checkpoint-every", type=int, default=50, help="steps between checkpoints")
     add("--threads", type=int, default=torch.get_num_threads(), help="most CPU threads; fewer while cores are busy")
     return parser.parse_args(argv)
 
@@ -87,11 +87,10 @@ class Epochs:
         self.examples = examples
         self.rows = rows
         self.swapper = NameSwapper(examples)
-        self.first_unlikely = round(args.epochs * args.unlikely_from)
 
     def penalises(self, epoch: int) -> bool:
         """Whether repetitions are penalised in this epoch."""
-        return epoch >= self.first_unlikely
+        return epoch >= self.args.unlikely_from
 
     def batches(self, epoch: int, own_rows: list[Row]) -> list[list[Row]]:
         """All batches of one epoch, in training order; ``own_rows`` are mixed in."""
@@ -121,6 +120,7 @@ def build_model(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) ->
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        attn_implementation="eager",  # on a CPU and at these lengths faster than the fused one
     )
     return LlamaForCausalLM(config)
 
@@ -142,9 +142,9 @@ def build_optimizers(args: argparse.Namespace, model: LlamaForCausalLM) -> list[
     return optimizers
 
 
-def learning_rate_factor(step: int, warmup_steps: int, progress: float) -> float:
-    """Linear warmup, then linear decay to 0 at ``progress`` 1."""
-    return min((step + 1) / warmup_steps, 1.0) * max(1.0 - progress, 0.0)
+def learning_rate_factor(step: int, warmup_steps: int, num_steps: int) -> float:
+    """Linear warmup, and linear decay to 0 at the last step."""
+    return min((step + 1) / warmup_steps, 1.0) * (1.0 - step / num_steps)
 
 
 def collate(batch: list[Row], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -219,36 +219,34 @@ class Trainer:
         save_checkpoint(self.checkpoint, {**content, "state": vars(self.state)})
 
     def run(self) -> None:
-        """Trains to the end of the last epoch, or to the step where it shall stop."""
+        """Trains to the last step, or to the one where it shall stop."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns) as progress:
-            task = progress.add_task("training", total=None)
+            task = progress.add_task("training", total=self.args.steps)
             mean_nll = math.nan
-            for batch, share in self.remaining():
+            for batch in self.remaining():
                 self.balancer.update()
                 started = time.perf_counter()
-                nll = self.train_step(batch, share)
+                nll = self.train_step(batch)
                 self.state.seconds += time.perf_counter() - started
                 mean_nll = nll if math.isnan(mean_nll) else 0.95 * mean_nll + 0.05 * nll
-                total = round(self.state.step / max(share, 1e-6)) if share else None
-                progress.update(task, completed=self.state.step, total=total, description=f"loss {mean_nll:.3f}")
-                self.report(share, mean_nll)
+                progress.update(task, completed=self.state.step, description=f"loss {mean_nll:.3f}")
+                self.report(mean_nll)
 
-    def remaining(self) -> Iterator[tuple[list[Row], float]]:
-        """The batches still to come, each with the share of the run that is done."""
-        while self.state.epoch < self.args.epochs:
+    def remaining(self) -> Iterator[list[Row]]:
+        """The batches still to come, with checkpoints in between."""
+        last_step = min(self.args.steps, self.args.stop_at_step or self.args.steps)
+        while self.state.step < last_step:
             own_rows = self.own_rows(self.state.epoch) if self.epochs.penalises(self.state.epoch) else []
             batches = self.epochs.batches(self.state.epoch, own_rows)
-            while self.state.batch < len(batches):
-                yield batches[self.state.batch], (self.state.epoch + self.state.batch / len(batches)) / self.args.epochs
+            for batch in batches[self.state.batch :]:
+                yield batch
                 self.state.batch += 1
-                is_last = self.state.step == self.args.stop_at_step
-                if is_last or self.state.step % self.args.checkpoint_every == 0:
+                if self.state.step == last_step or self.state.step % self.args.checkpoint_every == 0:
                     self.save()
-                if is_last:
+                if self.state.step == last_step:
                     return
             self.state.epoch, self.state.batch = self.state.epoch + 1, 0
-        self.save()
 
     def own_rows(self, epoch: int) -> list[Row]:
         """Rows that penalise the loops in the model's own answers to training questions.
@@ -275,10 +273,10 @@ class Trainer:
             answers = generate_answers(self.model, prompts, max_new_tokens=256, batch_size=48)
         return list(zip(prompts, answers, strict=True))
 
-    def train_step(self, batch: list[Row], share: float) -> float:
+    def train_step(self, batch: list[Row]) -> float:
         """One update; gives the mean negative log-likelihood of the answer tokens."""
         self.model.train()
-        factor = learning_rate_factor(self.state.step, self.args.warmup_steps, share)
+        factor = learning_rate_factor(self.state.step, self.args.warmup_steps, self.args.steps)
         ids, weights = collate(batch, self.device)
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             logits = self.model(input_ids=ids, use_cache=False).logits  # causal mask alone: padding is on the right
@@ -294,13 +292,13 @@ class Trainer:
         self.state.tokens += sum(len(row.ids) for row in batch)
         return nll
 
-    def report(self, share: float, nll: float) -> None:
+    def report(self, nll: float) -> None:
         """A line in the log now and then."""
         if self.state.step % 20 == 0:
             rate = self.state.tokens / self.state.seconds
             log.info(
-                "step %d, epoch %d, %.1f %% done, loss %.3f, %d tokens, %.0f tokens/s, %.1f min, %d threads",
-                *(self.state.step, self.state.epoch, 100 * share, nll, self.state.tokens, rate),
+                "step %d, epoch %d, loss %.3f, %d tokens, %.0f tokens/s, %.1f min, %d threads",
+                *(self.state.step, self.state.epoch, nll, self.state.tokens, rate),
                 *(self.state.seconds / 60, torch.get_num_threads()),
             )
 

@@ -7,8 +7,17 @@ namespace pia {
 
 namespace {
 
-// Contexts are hashed this many tokens ahead of being counted, so that their slots arrive in the CPU cache in time.
-constexpr std::size_t kLookAhead = 8;
+// A context is hashed this many tokens before it is counted; its segment's header is fetched into the CPU cache then,
+// and its slot, whose address is in the header, a little later.
+constexpr std::size_t kCountDelay = 12;
+constexpr std::size_t kSlotDelay = 6;
+
+struct HashedContexts {
+  ContextHashes hashes;
+  std::size_t count = 0;
+
+  std::span<const std::uint64_t> known() const { return {hashes.data(), count}; }
+};
 
 std::size_t chunk_size(std::size_t chunk) { return std::size_t{1} << chunk; }
 
@@ -34,21 +43,21 @@ ContextTable::~ContextTable() {
 }
 
 void ContextTable::insert(Tokens text, std::size_t first, float weight) {
-  std::array<ContextHashes, kLookAhead> hashes;
-  std::array<std::size_t, kLookAhead> num_orders{};
+  std::array<HashedContexts, kCountDelay + 1> ring;
   const std::size_t begin = std::max<std::size_t>(first, 1);
-  for (std::size_t i = begin; i < text.size() + kLookAhead; ++i) {
+  for (std::size_t i = begin; i < text.size() + kCountDelay; ++i) {
     if (i < text.size()) {
-      ContextHashes& ahead = hashes[i % kLookAhead];
-      const std::size_t known = hash_contexts(text.data() + i, i, ahead);
-      num_orders[i % kLookAhead] = known;
-      for (std::size_t order = 0; order < known; ++order) prefetch(ahead[order]);
+      HashedContexts& ahead = ring[i % ring.size()];
+      ahead.count = hash_contexts(text.data() + i, i, ahead.hashes);
+      for (const std::uint64_t hash : ahead.known()) prefetch_header(hash);
     }
-    if (i + 1 < begin + kLookAhead) continue;
-    const std::size_t now = i + 1 - kLookAhead;
-    if (now >= text.size()) break;
-    const ContextHashes& ready = hashes[now % kLookAhead];
-    for (std::size_t order = 0; order < num_orders[now % kLookAhead]; ++order) count(ready[order], text[now], weight);
+    if (i >= begin + kSlotDelay && i - kSlotDelay < text.size()) {
+      for (const std::uint64_t hash : ring[(i - kSlotDelay) % ring.size()].known()) prefetch(hash);
+    }
+    if (i >= begin + kCountDelay) {
+      const std::size_t now = i - kCountDelay;
+      for (const std::uint64_t hash : ring[now % ring.size()].known()) count(hash, text[now], weight);
+    }
   }
 }
 

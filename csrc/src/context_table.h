@@ -45,6 +45,10 @@ class ContextTable {
     segment_at(address(num_segments_.load(std::memory_order_acquire), hash)).prefetch(hash);
   }
 
+  void prefetch_header(std::uint64_t hash) const {
+    __builtin_prefetch(&segment_at(address(num_segments_.load(std::memory_order_acquire), hash)));
+  }
+
   void clear();
   // Evicts half of one segment after another, in turn, until `bytes` are free or all had their turn.
   void shrink(std::size_t bytes);

@@ -46,7 +46,9 @@ void DraftCache::learn(Tokens text, const std::vector<TokenId>& stop_ids, const 
     const auto length = static_cast<std::size_t>(stop - text.begin()) + (stop != text.end());
     const Tokens sequence = text.first(length);
     target->table.insert(sequence, 0, 1.0f);
-    while (!target->log.try_append(sequence) && target->log.drop_oldest()) {
+    // Of a sequence larger than the whole log, the end is remembered.
+    const Tokens remembered = sequence.last(std::min(sequence.size(), TokenLog::capacity(log_meter_.limit())));
+    while (!target->log.try_append(remembered) && target->log.drop_oldest()) {
     }
     text = text.subspan(length);
   }

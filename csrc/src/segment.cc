@@ -1,7 +1,7 @@
 #include "segment.h"
 
 #include <algorithm>
-#include <cassert>
+#include <bit>
 #include <cmath>
 
 namespace pia {
@@ -16,6 +16,13 @@ bool is_full(std::uint32_t num_contexts, std::uint32_t range) { return num_conte
 
 std::uint32_t range_for(std::size_t num_contexts) {
   return std::max(kMinRange, static_cast<std::uint32_t>(num_contexts * 4 / 3 + 2));
+}
+
+// Array sizes come in eight steps per doubling, so that what one segment gives back fits the next and the heap does not
+// fall to pieces.
+std::uint32_t rounded(std::uint32_t size) {
+  const std::uint32_t step = std::max(1u, std::bit_floor(size) / 8);
+  return (size + step - 1) / step * step;
 }
 
 std::uint32_t arena_for(std::uint32_t num_edges) { return num_edges + num_edges / 4 + 4; }
@@ -50,40 +57,40 @@ std::uint32_t Segment::class_of(std::uint32_t num_edges) {
   return size_class;
 }
 
-const Slot* Segment::find(std::uint64_t hash) const {
-  if (num_contexts_ == 0) return nullptr;
+Segment::Place Segment::seek(std::uint64_t hash) const {
   const Slot* slots = slots_.load(std::memory_order_relaxed);
   const std::uint16_t key = key_of(hash);
   const auto tag = static_cast<std::uint32_t>(hash);
-  for (std::uint32_t i = home(key, range_.load(std::memory_order_relaxed)); i < num_slots_; ++i) {
+  std::uint32_t i = home(key, range_.load(std::memory_order_relaxed));
+  for (; i < num_slots_; ++i) {
     const Slot& slot = slots[i];
-    if (slot.num_edges == 0 || slot.key > key) return nullptr;
-    if (slot.key == key && slot.tag == tag) return &slot;
+    if (slot.num_edges == 0 || slot.key > key) break;
+    if (slot.key == key && slot.tag == tag) return {i, true};
   }
-  return nullptr;
+  return {i, false};
 }
 
 bool Segment::add(std::uint64_t hash, TokenId token, float weight, MemoryMeter& meter) {
   for (int attempt = 0; attempt < 3; ++attempt) {
-    Slot* slot = const_cast<Slot*>(find(hash));
-    if (slot ? reinforce(*slot, token, weight) : insert(hash, token, weight)) return true;
+    const Place place = seek(hash);
+    if (place.is_known ? reinforce(slots_.load(std::memory_order_relaxed)[place.index], token, weight)
+                       : insert(place.index, hash, token, weight)) {
+      return true;
+    }
     if (!make_room(meter)) return false;
   }
   return false;
 }
 
-bool Segment::insert(std::uint64_t hash, TokenId token, float weight) {
-  const std::uint32_t range = range_.load(std::memory_order_relaxed);
-  if (is_full(num_contexts_ + 1, range)) return false;
+// Makes a new context at its place, moving what lies behind it up to the next gap. False if that would be too dense.
+bool Segment::insert(std::uint32_t at, std::uint64_t hash, TokenId token, float weight) {
+  if (is_full(num_contexts_ + 1, range_.load(std::memory_order_relaxed))) return false;
   Slot* slots = slots_.load(std::memory_order_relaxed);
-  const std::uint16_t key = key_of(hash);
-  std::uint32_t at = home(key, range);
-  while (at < num_slots_ && slots[at].num_edges != 0 && slots[at].key <= key) ++at;
   std::uint32_t gap = at;
   while (gap < num_slots_ && slots[gap].num_edges != 0) ++gap;
   if (gap == num_slots_) return false;
   std::move_backward(slots + at, slots + gap, slots + gap + 1);
-  slots[at] = Slot{static_cast<std::uint32_t>(hash), token, weight, key, 1, 1};
+  slots[at] = Slot{static_cast<std::uint32_t>(hash), token, weight, key_of(hash), 1, 1};
   ++num_contexts_;
   return true;
 }
@@ -222,12 +229,15 @@ bool Segment::reload(const Staging& staged, MemoryMeter& meter) {
     clear(meter);
     return true;
   }
-  const std::uint32_t range = range_for(staged.slots.size());
-  const std::uint32_t num_slots = range + std::min(range, kMaxOverflow);
+  const std::uint32_t num_wanted = range_for(staged.slots.size());
+  const std::uint32_t overflow = std::min(num_wanted, kMaxOverflow);
+  const std::uint32_t num_slots = rounded(num_wanted + overflow);
+  const std::uint32_t range = num_slots - overflow;
   // The first block ever, or one of the largest class, must fit in what is free.
   const std::uint32_t capacity =
-      staged.num_arena_edges ? std::max(arena_for(staged.num_arena_edges), staged.num_arena_edges + kMaxEdges)
-                             : (num_contexts_ ? 8 : 0);
+      staged.num_arena_edges
+          ? rounded(std::max(arena_for(staged.num_arena_edges), staged.num_arena_edges + kMaxEdges))
+          : (num_contexts_ ? 8 : 0);
   const std::size_t before = num_bytes();
   const std::size_t after = allocated_bytes(num_slots, capacity);
   if (after > before && !meter.try_charge(after - before)) return false;

@@ -31,13 +31,13 @@ struct Slot {
 };
 static_assert(sizeof(Slot) == 16);
 
-// Continuations of one context, most frequent first. `single` backs `edges` when there is only one.
+// Continuations of one context, most frequent first.
 struct Continuations {
   float total;
   std::span<const Edge> edges;
 };
 
-class Segment {
+class alignas(64) Segment {
  public:
   static constexpr std::uint32_t kMaxEdges = 64;  // continuations kept per context; the rarest makes room
 
@@ -52,10 +52,11 @@ class Segment {
   // Calls `read(Continuations)` if the context is known.
   template <class Read>
   bool visit(std::uint64_t hash, Read&& read) const {
-    const Slot* slot = find(hash);
-    if (!slot) return false;
-    const Edge single{slot->value, slot->total};
-    read(Continuations{slot->total, edges_of(*slot, single)});
+    const Place place = seek(hash);
+    if (!place.is_known) return false;
+    const Slot& slot = slots_.load(std::memory_order_relaxed)[place.index];
+    const Edge single{slot.value, slot.total};
+    read(Continuations{slot.total, edges_of(slot, single)});
     return true;
   }
 
@@ -84,6 +85,12 @@ class Segment {
   std::optional<std::string> find_fault(std::uint32_t mask, std::uint32_t index) const;
 
  private:
+  // Where a context is, or would have to be.
+  struct Place {
+    std::uint32_t index;
+    bool is_known;
+  };
+
   // Contexts on their way from one layout to the next; `value` of a slot indexes `edges` when it has several.
   struct Staging {
     std::vector<Slot> slots;
@@ -103,13 +110,13 @@ class Segment {
     return num_slots * sizeof(Slot) + num_edges * sizeof(Edge);
   }
 
-  const Slot* find(std::uint64_t hash) const;
+  Place seek(std::uint64_t hash) const;
   std::span<const Edge> edges_of(const Slot& slot, const Edge& single) const {
     if (slot.num_edges == 1) return {&single, 1};
     return {edges_ + slot.value, slot.num_edges};
   }
 
-  bool insert(std::uint64_t hash, TokenId token, float weight);
+  bool insert(std::uint32_t at, std::uint64_t hash, TokenId token, float weight);
   bool reinforce(Slot& slot, TokenId token, float weight);
   bool append_edge(Slot& slot, Edge edge);
   std::uint32_t take_block(std::uint32_t size_class);
@@ -133,7 +140,7 @@ class Segment {
   Edge* edges_ = nullptr;
   std::uint32_t edge_capacity_ = 0;
   std::uint32_t edge_used_ = 0;
-  std::array<std::uint32_t, kNumClasses> free_blocks_ = filled(kNoBlock);
+  std::array<std::uint32_t, kNumClasses> free_blocks_ = filled(kNoBlock);  // not needed to read
 
   static constexpr std::array<std::uint32_t, kNumClasses> filled(std::uint32_t value) {
     std::array<std::uint32_t, kNumClasses> all{};

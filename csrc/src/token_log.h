@@ -25,6 +25,9 @@ class TokenLog {
     return num_tokens * sizeof(TokenId) + sizeof(std::vector<TokenId>) + kMallocHeader;
   }
 
+  // The longest sequence that so much memory can hold.
+  static std::size_t capacity(std::size_t num_bytes) { return (num_bytes - cost(0)) / sizeof(TokenId); }
+
   bool try_append(Tokens tokens) {
     if (!meter_.try_charge(cost(tokens.size()))) return false;
     sequences_.emplace_back(tokens.begin(), tokens.end());

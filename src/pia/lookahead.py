@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -46,7 +47,7 @@ class Decoding:
     chooser: TokenChooser
     runner: Runner
     stats: Stats
-    steps: Iterator[Step]
+    steps: Generator[Step, None, None]
 
 
 class Lookahead:
@@ -69,6 +70,7 @@ class Lookahead:
         self.last_stats: Stats | None = None
         """Statistics of the call that was started last."""
         self._profiles = ModelProfiles()
+        self._warned: set[str] = set()
 
     def __call__(
         self,
@@ -144,7 +146,7 @@ class Lookahead:
         """What the model can do in this call, and what that costs."""
         reason = call.plain_reason() if declared_capability(call.model).can_verify_chains else None
         if reason is not None:
-            logger.warning("PIA decodes this call plainly: %s", reason)
+            self._warn_once(f"PIA decodes plainly: {reason}")
             return ModelProfile(Capability(Mode.PLAIN, reason), None)
         max_nodes = config.max_budget if config.budget == "auto" else None
         return self._profiles.of(call.model, self_check=config.self_check and config.budget != 0, max_nodes=max_nodes)
@@ -175,7 +177,7 @@ class Lookahead:
 
     def _sample_plainly(self, call: GenerateCall, streamer: Any, reason: str) -> Any:
         """Leaves the call to Transformers' own loop."""
-        logger.warning("PIA leaves this call to Transformers: %s", reason)
+        self._warn_once(f"PIA leaves the call to Transformers: {reason}")
         stats = self.last_stats = Stats(mode="plain", reason=reason)
         output = call.model._sample(
             call.input_ids,
@@ -188,6 +190,11 @@ class Lookahead:
         return (
             output if isinstance(output, torch.Tensor) else LookaheadOutput(**output, stats=stats, kwargs=stats.kwargs)
         )
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            logger.warning(message)
 
     def __repr__(self) -> str:
         return f"Lookahead({self.cache!r}, budget={self.config.budget!r}, max_depth={self.config.max_depth})"
@@ -229,11 +236,12 @@ def _reason(profile: ModelProfile, config: LookaheadConfig) -> str:
     return f"{profile.capability.reason}; {budget}"
 
 
-def _counted(steps: Iterator[Step], stats: Stats) -> Iterator[Step]:
+def _counted(steps: Generator[Step, None, None], stats: Stats) -> Generator[Step, None, None]:
     """Passes steps on, counting them."""
-    for step in steps:
-        stats.add(step)
-        yield step
+    with closing(steps):
+        for step in steps:
+            stats.add(step)
+            yield step
 
 
 def _output(call: GenerateCall, decoding: Decoding) -> Any:

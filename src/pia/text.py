@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ class Result:
 
 def decode(
     model: Any, input_ids: torch.Tensor | Sequence[int], *, lookahead: Lookahead | None = None, **generate_kwargs: Any
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Generates token step by token step.
 
     Args:
@@ -83,7 +84,7 @@ def decode(
 
 def stream(
     model: Any, tokenizer: Any, prompt: Prompt, *, lookahead: Lookahead | None = None, **generate_kwargs: Any
-) -> Iterator[TextStep]:
+) -> Generator[TextStep, None, None]:
     """Generates text step by text step; arguments and errors as for `generate`."""
     decoding = _start_text(model, tokenizer, prompt, lookahead, generate_kwargs)
     return _texts(tokenizer, decoding)
@@ -156,16 +157,17 @@ class Detokenizer:
         return text
 
 
-def _texts(tokenizer: Any, decoding: Decoding) -> Iterator[TextStep]:
+def _texts(tokenizer: Any, decoding: Decoding) -> Generator[TextStep, None, None]:
     detokenizer = Detokenizer(tokenizer)
-    for step in decoding.steps:
-        pieces = [
-            TextPiece(detokenizer.add(token_id), token_id, source)
-            for token_id, source in zip(step.token_ids, step.sources, strict=True)
-        ]
-        if step.finish_reason and (rest := detokenizer.flush()):
-            pieces[-1] = TextPiece(pieces[-1].text + rest, pieces[-1].token_id, pieces[-1].source)
-        yield TextStep(pieces, step)
+    with closing(decoding.steps) as steps:
+        for step in steps:
+            pieces = [
+                TextPiece(detokenizer.add(token_id), token_id, source)
+                for token_id, source in zip(step.token_ids, step.sources, strict=True)
+            ]
+            if step.finish_reason and (rest := detokenizer.flush()):
+                pieces[-1] = replace(pieces[-1], text=pieces[-1].text + rest)
+            yield TextStep(pieces, step)
 
 
 def _start_text(

@@ -12,6 +12,7 @@ DISCOUNT = 0.9
 OWN_WEIGHT = 2.0
 MAX_PROB = 0.98
 MAX_CHILDREN = 12
+MAX_EDGES = 64
 MIN_ESCAPE = 0.01
 MIN_PATH_PROB = 1e-6
 
@@ -35,6 +36,8 @@ class SlowTable:
 
     def _count(self, context: tuple[int, ...], token: int) -> None:
         counts = self.counts.setdefault(context, {})
+        if token not in counts and len(counts) == MAX_EDGES:
+            del counts[min(counts, key=lambda known: counts[known])]
         for known in counts:
             counts[known] *= DECAY
         counts[token] = counts.get(token, 0.0) + 1.0

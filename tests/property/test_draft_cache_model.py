@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+from slow_draft_model import MIN_PATH_PROB, SlowTable, best_tree, path_prob
 
 from pia.drafting.cache import DraftCache, DraftSession
 from pia.drafting.tree import DraftTree
-
-sys.path.insert(0, str(Path(__file__).parent))
-from slow_draft_model import SlowTable, best_tree, path_prob
 
 STOP = 4
 VOCAB_SIZE = 6
@@ -86,7 +84,9 @@ class DraftCacheMachine(RuleBasedStateMachine):
         expected = best_tree(request.text, request.own, shared, budget, max_depth)
         paths = paths_of(tree)
         assert len(set(paths)) == len(paths)
-        assert tree.probs.tolist() == pytest.approx([node.prob for node in expected], rel=1e-3)
+        assert above_floor(tree.probs.tolist()) == pytest.approx(
+            above_floor([node.prob for node in expected]), rel=1e-3
+        )
         for path, prob in itertools.islice(zip(paths, tree.probs.tolist(), strict=True), 12):
             assert prob == pytest.approx(path_prob(path, request.text, request.own, shared), rel=1e-3)
         assert max(map(len, paths), default=0) <= max_depth
@@ -124,6 +124,11 @@ class DraftCacheMachine(RuleBasedStateMachine):
         assert (self.cache.request_memory_usage > 0) == (self.num_running > 0)
 
 
+def above_floor(probs: list[float]) -> list[float]:
+    """Leaves out what lies so near the least path probability that float32 and float64 may differ about it."""
+    return [prob for prob in probs if prob > 1.01 * MIN_PATH_PROB]
+
+
 def paths_of(tree: DraftTree) -> list[tuple[int, ...]]:
     """The tokens from the root down to each node; checks on the way that parents come first."""
     paths: list[tuple[int, ...]] = []
@@ -135,3 +140,25 @@ def paths_of(tree: DraftTree) -> list[tuple[int, ...]]:
 
 TestDraftCacheAgainstModel = DraftCacheMachine.TestCase
 TestDraftCacheAgainstModel.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def test_tables_of_many_segments_match_too():
+    """Large enough to be split dozens of times, on both the shared and the own side."""
+    random = np.random.default_rng(0)
+    cache, own, shared = DraftCache(), SlowTable(), SlowTable()
+    for _ in range(40):
+        text = random.zipf(1.5, 300) % 300
+        cache.insert(text)
+        shared.learn(text.tolist())
+    prompt = (random.zipf(1.5, 6000) % 300).tolist()
+    session = cache.begin(prompt)
+    own.learn(prompt)
+    cache.check_integrity()
+    assert cache.num_contexts == len(shared.counts) > 20 * 1024
+    for end in range(0, 6000, 150):
+        text = [*prompt, *prompt[end : end + 7]]
+        own.learn(text, len(prompt))
+        session.observe(prompt[end : end + 7])
+        tree, expected = session.propose(24, 8), best_tree(text, own, shared, 24, 8)
+        assert tree.probs.tolist() == pytest.approx([node.prob for node in expected], rel=2e-3)
+        prompt = text

@@ -88,3 +88,20 @@ def test_python_runs_on_while_the_cache_works():
     longest, whole = max(np.diff(beats)), beats[-1] - beats[0]
     assert len(beats) > 10
     assert longest < whole / 2
+
+
+def test_a_session_refuses_a_second_thread():
+    cache = DraftCache()
+    session = cache.begin(np.random.default_rng(0).integers(0, 20, 2000))
+    refusals: list[str] = []
+
+    def draft(_: int) -> None:
+        for _ in range(20):
+            try:
+                assert len(session.propose(500)) > 100
+            except ValueError as error:
+                refusals.append(str(error))
+
+    run_in_threads(draft)
+    assert set(refusals) == {"a draft session can't be used by two threads at once"}
+    assert len(session.propose(1)) == 1

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import pia.drafting.cache
+from pia import _core
 from pia.drafting.cache import DraftCache
 from pia.drafting.tree import SOURCE_NAMES, DraftTree
 from pia.errors import CacheMismatchError
@@ -317,6 +320,8 @@ def test_a_sequence_larger_than_the_memory_is_survived():
     cache.insert(noise(0, 100_000))
     cache.check_integrity()
     assert 0 < cache.memory_usage <= cache.max_bytes
+    assert 0 < cache.num_tokens < 100_000
+    assert cache.export_sequences()[0][-1] == noise(0, 100_000)[-1]
 
 
 def test_memory_per_token_is_modest():
@@ -391,6 +396,14 @@ def test_repr_says_what_is_inside():
     cache = DraftCache(max_bytes=1 << 20)
     cache.insert([1, 2, 3])
     assert repr(cache) == "DraftCache(3 tokens, 3 contexts, 0.0 of 1 MiB)"
+
+
+def test_the_stub_in_the_source_tree_is_the_built_one():
+    built = Path(_core.__file__).with_name("_core.pyi")
+    kept = Path(pia.drafting.cache.__file__).parents[1] / "_core.pyi"
+    if not built.exists() or built == kept:
+        pytest.skip("not an editable installation")
+    assert kept.read_text() == built.read_text(), f"copy {built} to src/pia"
 
 
 def test_drafting_does_not_import_torch():

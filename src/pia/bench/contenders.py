@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from time import perf_counter
 from typing import Any
 
@@ -16,7 +14,7 @@ from pia.drafting.cache import DraftCache
 from pia.lookahead import Lookahead
 from pia.text import decode
 
-_WARM_UP_STEPS = 4
+_WARM_UP_TOKENS = 8
 PROMPT_LOOKUP_TOKENS = 10
 
 
@@ -45,7 +43,7 @@ class Stock:
 
     def reset(self, model: Any, prompt: torch.Tensor) -> None:
         """Begins a round: runs a few tokens, unmeasured."""
-        self.run(model, prompt, {"max_new_tokens": _WARM_UP_STEPS, "do_sample": False})
+        self.run(model, prompt, {"max_new_tokens": _WARM_UP_TOKENS, "do_sample": False})
 
     def run(self, model: Any, prompt: torch.Tensor, options: dict[str, Any]) -> Run:
         """Answers a prompt, `[1, length]`, and takes the time."""
@@ -68,14 +66,9 @@ class Accelerated:
         self._lookahead: Lookahead | None = None
 
     def reset(self, model: Any, prompt: torch.Tensor) -> None:
-        """Begins a round with nothing learned in the last one: a new cache, new measurements of the model.
-
-        The warming request is broken off, so that it leaves no trace in the cache.
-        """
+        """Begins a round with nothing learned in the last one: a new cache, new measurements of the model."""
         self._lookahead = Lookahead(self._new_cache(), **self._options)
-        steps = decode(model, prompt, lookahead=self._lookahead, max_new_tokens=64, do_sample=False)
-        with closing(steps):  # type: ignore[type-var]
-            list(islice(steps, _WARM_UP_STEPS))
+        warm_up(model, prompt, self._lookahead)
 
     def run(self, model: Any, prompt: torch.Tensor, options: dict[str, Any]) -> Run:
         """Answers a prompt, `[1, length]`, and takes the time."""
@@ -85,6 +78,22 @@ class Accelerated:
 
 
 Contender = Stock | Accelerated
+
+
+def warm_up(model: Any, prompt: torch.Tensor, lookahead: Lookahead) -> None:
+    """Lets PIA measure a model before it is measured itself, with a scratch cache, so that nothing is learned.
+
+    Args:
+        model: a causal language model.
+        prompt: any, `[1, length]`.
+        lookahead: its own cache is left as it is.
+    """
+    cache, lookahead.cache = lookahead.cache, DraftCache()
+    try:
+        for _ in decode(model, prompt, lookahead=lookahead, max_new_tokens=_WARM_UP_TOKENS, do_sample=False):
+            pass
+    finally:
+        lookahead.cache = cache
 
 
 def _timed(model: Any, prompt: torch.Tensor, arguments: dict[str, Any]) -> Run:

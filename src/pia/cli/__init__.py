@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from pia import __version__
@@ -53,21 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a model may write what this terminal cannot show
-    try:
-        args = build_parser().parse_args(argv)
-    except SystemExit as stop:  # argparse has said why
-        return int(stop.code or 0)
-    return _guarded(args.run, args)
-
-
-def _guarded(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    """Runs a verb; whatever goes wrong ends with one line on stderr."""
     if os.environ.get("PIA_DEBUG"):
-        return run(args)
+        return _run(argv)
     try:
-        code = run(args)
-        sys.stdout.flush()
-        return code
+        return _run(argv)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
     except BrokenPipeError:  # the reader has gone, as in `pia ... | head`
@@ -75,6 +64,16 @@ def _guarded(run: Callable[[argparse.Namespace], int], args: argparse.Namespace)
         return 0
     except Exception as error:
         return _complain(*_explain(error))
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        args = build_parser().parse_args(argv)
+        code: int = args.run(args)
+    except SystemExit as stop:  # argparse has said why
+        code = int(stop.code or 0)
+    sys.stdout.flush()
+    return code
 
 
 def _explain(error: Exception) -> tuple[str, int]:

@@ -9,10 +9,11 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
 from pia.cli import options
-from pia.errors import ModelError, PiaError, PromptError
+from pia.errors import CacheFileError, ModelError, PiaError, PromptError
 
 HELP = "talk with a model"
 _COMMANDS = "/reset forgets the conversation, /stats shows statistics, /exit (or Ctrl-D) ends"
@@ -36,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     """Runs `pia chat`."""
     from pia.cli.models import load_model
 
+    if args.save_cache and not Path(args.save_cache).parent.is_dir():
+        raise CacheFileError(f"can't save to {args.save_cache}: there is no folder {Path(args.save_cache).parent}")
     model, tokenizer = load_model(args.model, args.dtype, args.device)
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError(f"{args.model} has no chat template; use pia generate {args.model} --prompt TEXT")
@@ -125,16 +128,10 @@ class Chat:
         from pia.text import stream
 
         texts: list[str] = []
-        steps = stream(
-            self._model,
-            self._tokenizer,
-            self._system + self._turns,
-            lookahead=self._lookahead,
-            max_new_tokens=max_new_tokens,
-            **self._sampling,
-        )
-        self._all_stats.append(self._lookahead.last_stats)
-        with suppress(KeyboardInterrupt), closing(steps):  # type: ignore[type-var]
+        messages = self._system + self._turns
+        kwargs = {"lookahead": self._lookahead, "max_new_tokens": max_new_tokens, **self._sampling}
+        with suppress(KeyboardInterrupt), closing(stream(self._model, self._tokenizer, messages, **kwargs)) as steps:
+            self._all_stats.append(self._lookahead.last_stats)
             for step in steps:
                 for piece in step.pieces:
                     texts.append(piece.text)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +73,10 @@ class Demo:
     """
 
     def __init__(self, model: Any, tokenizer: Any, max_new_tokens: int) -> None:
+        import torch
+
         from pia.assets import demo_cache_path
+        from pia.bench.contenders import warm_up
         from pia.cli.terminal import has_colour, new_painter
         from pia.drafting.cache import DraftCache
         from pia.lookahead import Lookahead
@@ -85,31 +88,17 @@ class Demo:
         self.lookahead = Lookahead(DraftCache.load(demo_cache_path()))
         self.painter = new_painter()
         self._colour = has_colour(sys.stdout)
-        self._warm_up()
+        for lookahead in (self._plain, self.lookahead):
+            warm_up(model, torch.tensor([[1, 2, 3, 4]]), lookahead)
 
     def run(self, prompts: list[Any], *, show_text: bool) -> Tally:
         """Answers all questions in both ways."""
-        from pia.cli.terminal import new_progress
-
         tally = Tally()
-        with new_progress() as progress:
-            progress.disable = progress.disable or show_text
-            for number, prompt in enumerate(progress.track(prompts, description="answering"), 1):
-                if show_text:
-                    self._show_question(f"{number} of {len(prompts)}", prompt[0]["content"])
-                self._answer_twice(prompt, tally, show_text)
+        for number, prompt in enumerate(prompts if show_text else _tracked(prompts), 1):
+            if show_text:
+                self._show_question(f"{number} of {len(prompts)}", prompt[0]["content"])
+            self._answer_twice(prompt, tally, show_text)
         return tally
-
-    def _warm_up(self) -> None:
-        """Runs a few tokens in both ways and breaks off, which leaves no trace in the cache."""
-        from contextlib import closing
-        from itertools import islice
-
-        from pia.text import decode
-
-        for lookahead in (self._plain, self.lookahead):
-            with closing(decode(self._model, [1, 2, 3, 4], lookahead=lookahead, max_new_tokens=32)) as steps:  # type: ignore[type-var]
-                list(islice(steps, 8))
 
     def _answer_twice(self, prompt: Any, tally: Tally, show_text: bool) -> None:
         plain_ids = self._answer("plain", prompt, self._plain, show_text)
@@ -158,6 +147,14 @@ class Demo:
         print(dim(" " * _INDENT + text, colour=self._colour), flush=True)
 
 
+def _tracked(prompts: list[Any]) -> Iterator[Any]:
+    """The prompts, under a progress bar."""
+    from pia.cli.terminal import new_progress
+
+    with new_progress() as progress:
+        yield from progress.track(prompts, description="answering")
+
+
 def _measure(args: argparse.Namespace, prompts: list[Any]) -> int:
     """The figures of `pia bench demo`, one round."""
     from pia.cli import bench
@@ -174,7 +171,7 @@ def _show_opening(model: Any, demo: Demo, *, show_text: bool) -> None:
     from pia.cli.figures import machine_line
 
     machine = describe_machine(model)
-    print(f"{machine['model']} on {machine_line(machine)}")
+    print(f"{machine['model']}, on {machine_line(machine)}.")
     print(f"LOOKAHEAD starts with {demo.lookahead.cache!r}")
     if show_text:
         print(demo.painter.legend)

@@ -62,7 +62,10 @@ def _show_table(report: Report, figures: dict[str, Any]) -> None:
 
 def machine_line(machine: dict[str, Any]) -> str:
     """The machine in a sentence."""
-    parts = [f"{machine['cpu']} ({machine['cores']} cores, {machine['threads']} threads)", machine["gpu"]]
+    parts = [
+        f"{machine['cpu']} ({_plural(machine['cores'], 'core')}, {_plural(machine['threads'], 'thread')})",
+        machine["gpu"],
+    ]
     parts += [f"torch {machine['torch']}", f"transformers {machine['transformers']}"]
     parts += [machine.get("dtype"), machine.get("device")]
     return ", ".join(part for part in parts if part)

@@ -104,6 +104,8 @@ class Prose:
     def _take(self, part: str, is_drafted: bool) -> None:
         if not part.isspace():
             self._word.append((part, is_drafted))
+            if sum(len(part) for part, _ in self._word) > self._room:  # no word: do not hold it back
+                self._flush_word()
             return
         self._flush_word()
         if part == "\n":
@@ -159,7 +161,11 @@ def new_console() -> Console:
     """A rich console on the standard output; piped output has a width of its own."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    class PipeConsole(Console):
+        def on_broken_pipe(self) -> None:  # rich would end the process itself
+            raise BrokenPipeError
+
+    return PipeConsole(width=None if sys.stdout.isatty() else 100, highlight=False)
 
 
 def new_progress(*columns: str) -> Progress:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from time import perf_counter
 
 from pia.config import Shape
@@ -64,7 +64,7 @@ class Drafter:
         self.policy.observe(self._proposed, len(tree), nodes, token_ids[0])
 
     def _propose(self, request: Request) -> DraftTree:
-        depth = min(self._max_depth, *self._room(request))
+        depth = self._depth(request)
         budget = self.policy.limit if depth > 0 else 0
         if budget == 0:
             return DraftTree.empty()
@@ -73,42 +73,50 @@ class Drafter:
             return best_chain(tree)
         return branches(tree, budget) if self._shape == "branches" else tree
 
-    def _room(self, request: Request) -> list[int]:
-        """Depths that the request's and the model's lengths still allow: a step emits one token more than its depth."""
-        room = [request.num_left - 1] if request.num_left is not None else []
-        return (
-            [*room, self._max_length - len(request.token_ids)]
-            if self._max_length is not None
-            else [*room, self._max_depth]
-        )
+    def _depth(self, request: Request) -> int:
+        """How far a draft may run ahead: a step emits one token more than its depth, and none beyond the end."""
+        depth = self._max_depth
+        if request.num_left is not None:
+            depth = min(depth, request.num_left - 1)
+        if self._max_length is not None:
+            depth = min(depth, self._max_length - len(request.token_ids))
+        return depth
 
 
-def decode_steps(runner: Runner, request: Request, chooser: TokenChooser, drafter: Drafter) -> Iterator[Step]:
+def decode_steps(
+    runner: Runner, request: Request, chooser: TokenChooser, drafter: Drafter
+) -> Generator[Step, None, None]:
     """Decodes a request, one forward a step, the prefill first.
 
-    The session ends with the iterator: learned from if the request came to its end, without a trace if it was broken
+    The session ends with the generator: learned from if the request came to its end, without a trace if it was broken
     off by an exception or by a consumer that stopped listening.
     """
     try:
-        start = perf_counter()
-        chooser.load(runner.prefill(request.prompt_ids))
-        forwarded = perf_counter()
-        first = accept(DraftTree.empty(), chooser, request)
-        drafter.learn(DraftTree.empty(), first.nodes, first.token_ids)
-        ended = perf_counter()
-        step = Step(
-            first.token_ids, first.sources, forward_s=forwarded - start, accept_s=ended - forwarded, is_prefill=True
-        )
-        while True:
-            step.finish_reason = request.finish_reason
-            if request.finish_reason:
-                drafter.session.end(commit=True)
+        step = _prefill(runner, request, chooser, drafter)
+        while request.finish_reason is None:
             yield step
-            if request.finish_reason:
-                return
             step = _step(runner, request, chooser, drafter)
+        drafter.session.end(commit=True)
+        yield step
     finally:
         drafter.session.end(commit=False)
+
+
+def _prefill(runner: Runner, request: Request, chooser: TokenChooser, drafter: Drafter) -> Step:
+    """Feeds the prompt and emits the first token."""
+    start = perf_counter()
+    chooser.load(runner.prefill(request.prompt_ids))
+    forwarded = perf_counter()
+    first = accept(DraftTree.empty(), chooser, request)
+    drafter.learn(DraftTree.empty(), first.nodes, first.token_ids)
+    return Step(
+        token_ids=first.token_ids,
+        sources=first.sources,
+        forward_s=forwarded - start,
+        accept_s=perf_counter() - forwarded,
+        is_prefill=True,
+        finish_reason=request.finish_reason,
+    )
 
 
 def _step(runner: Runner, request: Request, chooser: TokenChooser, drafter: Drafter) -> Step:
@@ -131,4 +139,5 @@ def _step(runner: Runner, request: Request, chooser: TokenChooser, drafter: Draf
         forward_s=forwarded - drafted,
         accept_s=walked - forwarded,
         keep_s=perf_counter() - walked,
+        finish_reason=request.finish_reason,
     )

@@ -51,8 +51,8 @@ class CostCurve:
 class Calibrator:
     """Corrects estimated path probabilities by what was accepted, per bin of probability, forgetting slowly."""
 
-    _PRIOR = 2.0
-    _DECAY = 0.998
+    _PRIOR = 1.0
+    _DECAY = 0.99
 
     def __init__(self) -> None:
         self._expected = np.zeros(len(_EDGES) + 1)
@@ -96,7 +96,6 @@ class BudgetPolicy:
         self._costs = curve.table(self.max_nodes + 1) if curve is not None else np.ones(self.max_nodes + 1)
         self._unpaid_steps = 0
         self._num_wanted = 0.0
-        self.num_idle_steps = 0
 
     @property
     def limit(self) -> int:
@@ -107,8 +106,6 @@ class BudgetPolicy:
         if self.fixed is not None:
             return self.fixed
         if self._unpaid_steps >= self._IDLE_AFTER and self._unpaid_steps % self._RETRY_EVERY:
-            self._unpaid_steps += 1
-            self.num_idle_steps += 1
             return 0
         return min(self.max_nodes, int(8 + 2.5 * self._num_wanted))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -251,11 +252,10 @@ class DraftSession:
         Raises:
             ValueError: If a token id lies outside the vocabulary, or the session has ended.
         """
-        if type(token_ids) is list and len(token_ids) < 64:  # spares the array for what one step emits
-            try:
-                return self._core.observe(token_ids)
-            except TypeError:
-                pass  # not of whole numbers: let the general way say so
+        if isinstance(token_ids, list) and len(token_ids) < 64:
+            with contextlib.suppress(TypeError):  # not whole numbers: the general way says so
+                self._core.observe(token_ids)  # what a step emits: cheaper than by way of an array
+                return
         self._core.observe_array(as_token_ids(token_ids))
 
     def end(self, *, commit: bool) -> None:

@@ -14,9 +14,11 @@ from pia.models.runner import SlabRunner
 
 _CONTEXT = 128
 _SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+_FEW_SIZES = (1, 4, 16)
+"""For models so slow that every forward is felt."""
 _SECONDS = 1.0
-"""Time the whole measurement may take beyond one warm and one timed forward of each size."""
-_MAX_ROUNDS = 9
+"""No further round is begun after so long."""
+_MAX_ROUNDS = 10
 
 
 def measure_costs(model: Any, *, max_tokens: int, can_branch: bool = True) -> CostCurve:
@@ -34,18 +36,18 @@ def measure_costs(model: Any, *, max_tokens: int, can_branch: bool = True) -> Co
     """
     runner = SlabRunner(model, can_branch=can_branch)
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 20
-    sizes = [q for q in _SIZES if q < max_tokens and q < limit // 2]
-    sizes.append(min(max_tokens, limit // 2))
-    context = max(1, min(_CONTEXT, limit - max(sizes) - 1))
+    largest = max(1, min(max_tokens, limit // 2))
+    context = max(1, min(_CONTEXT, limit - largest - 1))
     runner.prefill(torch.zeros((1, context), dtype=torch.long))
+    first = _time_forward(runner, 1, context)
+    sizes = _SIZES if first * len(_SIZES) < _SECONDS else _FEW_SIZES
+    sizes = [q for q in sizes if q < largest] + [largest]
     best = dict.fromkeys(sizes, float("inf"))
     started = perf_counter()
-    for round_number in range(_MAX_ROUNDS + 1):
+    for _ in range(_MAX_ROUNDS):
         for q in sizes:
-            seconds = _time_forward(runner, q, context)
-            if round_number:  # the first round warms up
-                best[q] = min(best[q], seconds)
-        if round_number and perf_counter() - started > _SECONDS:
+            best[q] = min(best[q], _time_forward(runner, q, context))
+        if perf_counter() - started > _SECONDS:
             break
     return CostCurve(sizes, list(best.values()))
 

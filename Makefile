@@ -1,0 +1,85 @@
+# Everything here sets up all it needs in a virtual environment of its own, and says what it is doing.
+#
+#   make demo VENV=somewhere    another environment
+#   make demo PYTHON=python3.12 another Python (3.10 or newer)
+#   make demo TORCH=torch==2.9  another PyTorch
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+TRANSFORMERS ?= transformers>=5.19
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+BUILD := build/$(notdir $(abspath $(VENV)))
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+NATIVE := pyproject.toml CMakeLists.txt $(wildcard csrc/src/*) src/pia/__init__.py
+say := @echo "pia:"
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all test-oldest lint format bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo         see PIA work: set up, then answer 20 questions plainly and with LOOKAHEAD"
+	@echo "make test         run the tests (not the slow ones)"
+	@echo "make test-all     run all tests"
+	@echo "make test-oldest  run the tests with the oldest Transformers that PIA supports"
+	@echo "make lint         check style and types"
+	@echo "make bench        measure on 100 questions, three rounds; the last line is JSON"
+	@echo "make setup        only create the environment and build"
+	@echo "make clean        remove environments and build outputs"
+
+setup: $(VENV)/.installed
+
+demo: $(VENV)/.installed
+	@$(BIN)/pia demo
+
+test: $(VENV)/.installed
+	@$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(VENV)/.installed
+	@$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+test-oldest:
+	@$(MAKE) --no-print-directory test VENV=.venv-oldest TRANSFORMERS="transformers==5.19.*"
+
+lint: $(VENV)/.installed
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy --strict src/pia
+
+format: $(VENV)/.installed
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(VENV)/.installed
+	@$(BIN)/pia bench demo --questions 100 --rounds 3
+
+clean:
+	rm -rf build dist .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment with PyTorch, made once. A CPU build is enough; where an index has none, any build will do.
+$(VENV)/.torch:
+	$(say) "checking for Python, its headers and a C++ compiler"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "pia: $(PYTHON) is missing or older than 3.10; choose one with 'make PYTHON=...'" >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
+	  || { echo "pia: $(PYTHON) has no C headers; install them (Debian, Ubuntu: apt-get install python3-dev)" >&2; exit 1; }
+	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null \
+	  || { echo "pia: there is no C++ compiler; install one (Debian, Ubuntu: apt-get install g++)" >&2; exit 1; }
+	$(say) "creating the environment $(VENV)"
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV) || $(PYTHON) -m virtualenv --quiet $(VENV) || { rm -rf $(VENV); \
+	  echo "pia: '$(PYTHON) -m venv' failed; install it (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
+	$(say) "installing PyTorch (a large download, the first time)"
+	@$(PIP) "$(TORCH)" || { echo "pia: no $(TORCH) for this machine, taking the newest there is"; $(PIP) "torch>=2.6"; }
+	@touch $@
+
+# Built without isolation: paths stay the same from build to build, so nothing stale is left and only what changed is compiled.
+$(VENV)/.installed: $(VENV)/.torch $(NATIVE)
+	$(say) "building and installing PIA"
+	@$(PIP) "scikit-build-core>=0.11" "nanobind>=2.4" cmake ninja
+	@$(PIP) --no-build-isolation -C build-dir="$(BUILD)/{wheel_tag}" --editable ".[dev]" "$(TRANSFORMERS)"
+	@touch $@
