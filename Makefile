@@ -14,6 +14,7 @@ BIN := $(VENV)/bin
 BUILD := build/$(notdir $(abspath $(VENV)))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NATIVE := pyproject.toml CMakeLists.txt $(wildcard csrc/src/*) src/pia/__init__.py
+PYTHON_FILES := src tests tools
 say := @echo "pia:"
 
 .DEFAULT_GOAL := help
@@ -45,13 +46,13 @@ test-oldest:
 	@$(MAKE) --no-print-directory test VENV=.venv-oldest TRANSFORMERS="transformers==5.19.*"
 
 lint: $(VENV)/.installed
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check $(PYTHON_FILES)
+	@$(BIN)/ruff format --check $(PYTHON_FILES)
 	@$(BIN)/mypy --strict src/pia
 
 format: $(VENV)/.installed
-	@$(BIN)/ruff check --fix .
-	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix $(PYTHON_FILES)
+	@$(BIN)/ruff format $(PYTHON_FILES)
 
 bench: $(VENV)/.installed
 	@$(BIN)/pia bench demo --questions 100 --rounds 3
@@ -71,7 +72,7 @@ $(VENV)/.torch:
 	  || { echo "pia: there is no C++ compiler; install one (Debian, Ubuntu: apt-get install g++)" >&2; exit 1; }
 	$(say) "creating the environment $(VENV)"
 	@rm -rf $(VENV)
-	@$(PYTHON) -m venv $(VENV) || $(PYTHON) -m virtualenv --quiet $(VENV) || { rm -rf $(VENV); \
+	@$(PYTHON) -m venv $(VENV) || $(PYTHON) -m virtualenv --quiet $(VENV) 2>/dev/null || { rm -rf $(VENV); \
 	  echo "pia: '$(PYTHON) -m venv' failed; install it (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
 	$(say) "installing PyTorch (a large download, the first time)"
 	@$(PIP) "$(TORCH)" || { echo "pia: no $(TORCH) for this machine, taking the newest there is"; $(PIP) "torch>=2.6"; }
@@ -81,5 +82,5 @@ $(VENV)/.torch:
 $(VENV)/.installed: $(VENV)/.torch $(NATIVE)
 	$(say) "building and installing PIA"
 	@$(PIP) "scikit-build-core>=0.11" "nanobind>=2.4" cmake ninja
-	@$(PIP) --no-build-isolation -C build-dir="$(BUILD)/{wheel_tag}" --editable ".[dev]" "$(TRANSFORMERS)"
+	@$(PIP) --no-build-isolation --config-settings=build-dir="$(BUILD)/{wheel_tag}" --editable ".[dev]" "$(TRANSFORMERS)"
 	@touch $@

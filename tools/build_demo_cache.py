@@ -13,12 +13,12 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from demo_data import encode, load_examples
 from rich.progress import track
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from demo_data import encode, load_examples
 from pia.drafting.cache import DraftCache
-from pia.drafting.fingerprint import tokenizer_fingerprint
+from pia.drafting.fingerprint import tokenizer_fingerprint, tokenizer_vocab_size
 
 REPO = Path(__file__).resolve().parents[1]
 ASSETS = REPO / "src" / "pia" / "assets"
@@ -39,7 +39,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def build_cache(tokenizer: PreTrainedTokenizerBase, answers: Iterable[list[int]]) -> DraftCache:
     """A cache bound to the tokenizer that has learned each answer, with the end token after it."""
-    cache = DraftCache(vocab_size=len(tokenizer), tokenizer_fingerprint=tokenizer_fingerprint(tokenizer))
+    cache = DraftCache(
+        vocab_size=tokenizer_vocab_size(tokenizer), tokenizer_fingerprint=tokenizer_fingerprint(tokenizer)
+    )
     end = tokenizer.eos_token_id
     for ids in answers:
         cache.insert([*ids, end], stop_ids=frozenset([end]))

@@ -24,15 +24,15 @@ CHAT_TEMPLATE = (
 CALCULATOR_MARK = re.compile(r"<<[^>]*>>")
 WORD = re.compile(r"\b[A-Z][a-z]{2,}\b")
 # Capitalised words that behave like names in GSM8K but are not people.
-NOT_NAMES = frozenset(
-    "Monday Tuesday Wednesday Thursday Friday Saturday Sunday January February March April May June July August "
-    "September October November December Christmas Easter Halloween Thanksgiving Mom Dad Mrs Miss Grandma Grandpa "
-    "Uncle Aunt English Math Science Spanish French Chinese Japanese American Americans Mexican Italian German "
-    "Facebook Instagram YouTube Netflix Earth Mars Street Road Park School High Lake Mount North South East West "
-    "New York Los Angeles San Francisco California Texas Florida Canada Mexico China Japan India Africa Europe "
-    "America Disneyland Valentine Mr Dr Ms Day Year Lego Pokemon Team Class Room Store City Town River Island "
-    "Tree Box Bag Group Type Company University College Country State Red Blue Green".split()
-)
+NOT_NAMES = """
+Monday Tuesday Wednesday Thursday Friday Saturday Sunday January February March April May June July August September
+October November December Christmas Easter Halloween Thanksgiving Mom Dad Mrs Miss Grandma Grandpa Uncle Aunt English
+Math Science Spanish French Chinese Japanese American Americans Mexican Italian German Facebook Instagram YouTube
+Netflix Earth Mars Street Road Park School High Lake Mount North South East West New York Los Angeles San Francisco
+California Texas Florida Canada Mexico China Japan India Africa Europe America Disneyland Valentine Mr Dr Ms Day Year
+Lego Pokemon Team Class Room Store City Town River Island Tree Box Bag Group Type Company University College Country
+State Red Blue Green
+"""
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,7 @@ class NameSwapper:
     """
 
     def __init__(self, examples: Sequence[Example], *, min_count: int = 6) -> None:
+        not_names = set(NOT_NAMES.split())
         capital, inside, lower, pronouns = Counter(), Counter(), Counter(), {}
         for example in examples:
             text = f"{example.question} {example.answer}"
@@ -128,7 +129,7 @@ class NameSwapper:
             if capital[name] >= min_count
             and inside[name] * 4 >= capital[name]
             and lower[name.lower()] * 20 <= capital[name]
-            and name not in NOT_NAMES
+            and name not in not_names
         }
         self.pools: dict[int, list[str]] = {c: [n for n, k in self.classes.items() if k == c] for c in (-1, 0, 1)}
 

@@ -16,12 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from demo_data import Example, RowMaker, encode, load_examples, repeated_positions
-from demo_generate import generate_answers
 from rich.console import Console
 from rich.table import Table
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from demo_data import Example, RowMaker, encode, load_examples, repeated_positions
+from demo_generate import generate_answers
 
 REPO = Path(__file__).resolve().parents[1]
 DEFAULT_DATA = REPO.parent / "shared" / "data" / "gsm8k_test.jsonl"

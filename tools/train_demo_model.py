@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
 from demo_data import Example, NameSwapper, Row, RowMaker, load_examples, make_batches, train_tokenizer
 from demo_export import export_model
 from demo_generate import generate_answers
 from demo_threads import ThreadBalancer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 log = logging.getLogger("train_demo_model")
 REPO = Path(__file__).resolve().parents[1]
@@ -45,7 +46,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--export-only", action="store_true", help="export the last checkpoint as it is, and stop")
     add("--stop-at-step", type=int, help="write a checkpoint at this step and stop, to go on later")
     add("--seed", type=int, default=0)
-    add("--steps", type=int, default=1200, help="length of the run: the learning rate falls to 0 at this step")
+    add("--steps", type=int, default=1220, help="length of the run: the learning rate falls to 0 at this step")
     add("--batch-tokens", type=int, default=6144, help="padded tokens in one batch")
     add("--vocab-size", type=int, default=2048)
     add("--hidden-size", type=int, default=256)
@@ -59,9 +60,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--swap-names", type=float, default=0.6, help="share of examples whose people get other names")
     add("--unlikely-from", type=int, default=3, help="first epoch in which repetitions are penalised")
     add("--unlikely-share", type=float, default=0.1, help="penalised rows added, as a share of the examples")
-    add("--penalty", type=float, default=0.5, help="weight of an unlikelihood token")
+    add("--penalty", type=float, default=2.0, help="weight of an unlikelihood token")
     add("--own-answers", type=int, default=480, help="questions the model answers before each such epoch")
-    add("--own-copies", type=int, default=2, help="rows made of each own answer that repeats itself")
+    add("--own-copies", type=int, default=4, help="rows made of each own answer that repeats itself")
     add("--own-threshold", type=float, default=0.12, help="an own answer with a larger repeated share is penalised")
     add("--checkpoint-every", type=int, default=50, help="steps between checkpoints")
     add("--threads", type=int, default=torch.get_num_threads(), help="most CPU threads; fewer while cores are busy")
@@ -308,7 +309,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
-    trainer = Trainer(args)
+    try:
+        trainer = Trainer(args)
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from None
     if not args.export_only:
         trainer.run()
     if args.export:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
+
+from transformers import GenerationMixin
 
 from pia.errors import ModelError
 from pia.generate_call import with_stop_criterion
 from pia.lookahead import Lookahead
+
+_POSITIONAL = tuple(inspect.signature(GenerationMixin.generate).parameters)[1:]
 
 
 def accelerate(model: Any, lookahead: Lookahead | None = None) -> Any:
@@ -55,4 +60,5 @@ def _generate(model: Any, original: Any, lookahead: Lookahead, *args: Any, **kwa
     if decoding_kwargs is not None and not decoding_kwargs.get("use_lookahead", True):
         del kwargs["decoding_kwargs"]
         return original(*args, **kwargs)
-    return original(*args, custom_generate=lookahead, **with_stop_criterion(model, kwargs))
+    kwargs.update(zip(_POSITIONAL, args, strict=False))
+    return original(custom_generate=lookahead, **with_stop_criterion(model, kwargs))

@@ -45,7 +45,8 @@ class GenerateCall:
         self.config = generation_config
         self.model_kwargs = model_kwargs
         _refuse_other_decoding(model, generation_config)
-        _check_prompt(model, input_ids)
+        if model_kwargs.get("inputs_embeds") is None:
+            _check_prompt(model, input_ids)
 
     def new_chooser(self) -> TokenChooser:
         """The rule that picks tokens: processors, sampling, and what to record."""
@@ -77,8 +78,10 @@ class GenerateCall:
             return "use_cache=False leaves nothing to verify a draft against"
         if cache is not None and type(cache) is not DynamicCache:
             return f"the caller chose a {type(cache).__name__}"
+        if getattr(cache, "_is_user_defined", False) or getattr(cache, "offloading", False):
+            return "the caller's own cache is to be filled"
         if cache is not None and cache.get_seq_length() > 0:
-            return "the caller's cache already holds text"
+            return "the cache already holds text"
         return self._odd_positions()
 
     def _num_padding(self) -> int:
@@ -88,6 +91,8 @@ class GenerateCall:
     def _odd_positions(self) -> str | None:
         mask, positions = self.model_kwargs.get("attention_mask"), self.model_kwargs.get("position_ids")
         padding = self._num_padding()
+        if padding == self.input_ids.shape[1]:
+            return "the attention mask hides the whole prompt"
         if mask is not None and bool((mask[0, padding:] == 0).any()):
             return "the attention mask has holes"
         if positions is not None:
@@ -150,10 +155,10 @@ def prepare(model: Any, input_ids: torch.Tensor, **kwargs: Any) -> GenerateCall:
         raise UnsupportedOptionError("a streamer has no use here: the steps themselves are the stream; leave it out")
     if input_ids.numel() == 0:  # Transformers would begin a text of its own
         raise PromptError("the prompt is empty; give at least one token")
-    # The class's method: on an accelerated model the instance's own would decode.
-    call: GenerateCall = type(model).generate(
-        model, input_ids, custom_generate=GenerateCall, **with_stop_criterion(model, kwargs)
-    )
+    kwargs = {**with_stop_criterion(model, kwargs), "custom_generate": GenerateCall}
+    # The class's method, since on an accelerated model the instance's own would decode. A compiled model has none.
+    unbound = getattr(type(model), "generate", None)
+    call: GenerateCall = unbound(model, input_ids, **kwargs) if unbound else model.generate(input_ids, **kwargs)
     return call
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,14 +18,15 @@ from pia.decoding.chooser import TokenChooser
 from pia.decoding.loop import Drafter, decode_steps
 from pia.decoding.request import Request
 from pia.decoding.stats import Stats, Step
-from pia.drafting.budget import BudgetPolicy
+from pia.drafting.budget import BudgetPolicy, Calibrator, CostCurve
 from pia.drafting.cache import DraftCache
-from pia.drafting.fingerprint import tokenizer_fingerprint
+from pia.drafting.fingerprint import tokenizer_fingerprint, tokenizer_vocab_size
 from pia.drafting.source import DraftSession, NoDrafts
 from pia.errors import CacheMismatchError, UnsupportedOptionError
 from pia.generate_call import GenerateCall, caller_argument, vocab_size
-from pia.models.capability import Capability, Mode, declared_capability
-from pia.models.profile import ModelProfile, ModelProfiles
+from pia.models.capability import Capability, Mode
+from pia.models.kv import SlabCache
+from pia.models.profile import capability_of, curve_of
 from pia.models.runner import Runner, SlabRunner, StockRunner
 from pia.seed_options import from_decoding_kwargs
 
@@ -69,7 +71,8 @@ class Lookahead:
         self.cache = DraftCache() if cache is None else cache
         self.last_stats: Stats | None = None
         """Statistics of the call that was started last."""
-        self._profiles = ModelProfiles()
+        self._calibrators: weakref.WeakKeyDictionary[Any, Calibrator] = weakref.WeakKeyDictionary()
+        self._bound: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._warned: set[str] = set()
 
     def __call__(
@@ -90,9 +93,10 @@ class Lookahead:
             reason = "use_lookahead is off" if config is None else f"a batch of {call.num_rows} rows"
             return self._sample_plainly(call, streamer, reason)
         decoding = self.start(call, config)
-        for step in decoding.steps:
-            for token_id in step.token_ids if streamer is not None else ():
-                streamer.put(torch.tensor([token_id]))
+        with closing(decoding.steps) as steps:
+            for step in steps:
+                for token_id in step.token_ids if streamer is not None else ():
+                    streamer.put(torch.tensor([token_id]))
         if streamer is not None:
             streamer.end()
         return _output(call, decoding)
@@ -109,12 +113,12 @@ class Lookahead:
             raise UnsupportedOptionError(
                 f"steps are of one request, and this call has {call.num_rows} rows; start one for each"
             )
-        profile = self._profile(call, config)
-        runner = _new_runner(call, profile.capability, config)
+        capability, curve = self._examine(call, config)
+        runner = _new_runner(call, capability, config)
         request = call.new_request(strip_padding=runner.can_draft)
         chooser = call.new_chooser()
-        drafter = self._new_drafter(call, request, profile, config)
-        stats = self.last_stats = Stats(mode=profile.capability.mode.label, reason=_reason(profile, config))
+        drafter = self._new_drafter(call, request, capability, self._new_policy(call.model, curve, config), config)
+        stats = self.last_stats = Stats(mode=capability.mode.label, reason=_reason(capability, curve, config))
         return Decoding(
             request, chooser, runner, stats, _counted(decode_steps(runner, request, chooser, drafter), stats)
         )
@@ -125,7 +129,10 @@ class Lookahead:
         Raises:
             CacheMismatchError: the cache holds texts of another tokenizer.
         """
-        self.cache.bind(len(tokenizer), tokenizer_fingerprint(tokenizer))
+        if self._bound.get(tokenizer) == len(tokenizer):  # a fingerprint takes its time, and every request asks
+            return
+        self.cache.bind(tokenizer_vocab_size(tokenizer), tokenizer_fingerprint(tokenizer))
+        self._bound[tokenizer] = len(tokenizer)
 
     def warm(self, tokenizer: Any, texts: Iterable[str]) -> int:
         """Learns texts, such as earlier answers, each ended by the tokenizer's EOS.
@@ -133,6 +140,8 @@ class Lookahead:
         Returns:
             the number of tokens learned.
         """
+        if isinstance(texts, str):
+            raise UnsupportedOptionError("warm takes a list of texts, and got one text; put it in a list")
         self.bind(tokenizer)
         ending = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
         num_tokens = 0
@@ -142,37 +151,56 @@ class Lookahead:
             num_tokens += len(ids)
         return num_tokens
 
-    def _profile(self, call: GenerateCall, config: LookaheadConfig) -> ModelProfile:
-        """What the model can do in this call, and what that costs."""
-        reason = call.plain_reason() if declared_capability(call.model).can_verify_chains else None
+    def _examine(self, call: GenerateCall, config: LookaheadConfig) -> tuple[Capability, CostCurve | None]:
+        """What the model can verify in this call, and what that costs if it matters."""
+        capability = capability_of(call.model, self_check=config.self_check and config.budget != 0)
+        reason = call.plain_reason() if capability.can_verify_chains else None
         if reason is not None:
             self._warn_once(f"PIA decodes plainly: {reason}")
-            return ModelProfile(Capability(Mode.PLAIN, reason), None)
-        max_nodes = config.max_budget if config.budget == "auto" else None
-        return self._profiles.of(call.model, self_check=config.self_check and config.budget != 0, max_nodes=max_nodes)
+            capability = Capability(Mode.PLAIN, reason)
+        needs_curve = config.budget == "auto" and capability.can_verify_chains
+        return capability, curve_of(call.model, can_branch=capability.can_verify_trees) if needs_curve else None
+
+    def _new_policy(self, model: Any, curve: CostCurve | None, config: LookaheadConfig) -> BudgetPolicy:
+        """The budget of one request; an automatic one goes on from what earlier requests showed."""
+        if config.budget == "auto" and curve is not None:
+            calibrator = self._calibrators.setdefault(model, Calibrator())
+            return BudgetPolicy(curve, max_nodes=config.max_budget, calibrator=calibrator)
+        fixed = 0 if config.budget == "auto" else config.budget
+        return BudgetPolicy(None, max_nodes=fixed, fixed=fixed)
 
     def _new_drafter(
-        self, call: GenerateCall, request: Request, profile: ModelProfile, config: LookaheadConfig
+        self,
+        call: GenerateCall,
+        request: Request,
+        capability: Capability,
+        policy: BudgetPolicy,
+        config: LookaheadConfig,
     ) -> Drafter:
-        can_draft = profile.capability.can_verify_chains and config.budget != 0
+        can_draft = capability.can_verify_chains and config.budget != 0
         return Drafter(
             self._begin(call, request, config) if can_draft else NoDrafts(),
-            _new_policy(profile, config),
+            policy,
             max_depth=config.max_depth,
-            shape=config.shape if profile.capability.can_verify_trees else "chain",
+            shape=config.shape if capability.can_verify_trees else "chain",
             can_draft=can_draft,
             max_length=context_length(call.model),
-            vocab_size=self.cache.vocab_size,
+            vocab_size=vocab_size(call.model),
         )
 
     def _begin(self, call: GenerateCall, request: Request, config: LookaheadConfig) -> DraftSession:
-        prompt = request.prompt_ids[0].cpu().numpy().astype(np.int32)
-        known, size, highest = self.cache.vocab_size, vocab_size(call.model), int(prompt.max())
-        if known is not None and (known > size or known <= highest):
+        known, size = self.cache.vocab_size, vocab_size(call.model)
+        if known is not None and known > size:
             raise CacheMismatchError(
-                f"the draft cache knows {known} token ids, this model {size}, and the prompt goes up to id {highest}: "
-                "the cache belongs to another tokenizer; use a cache of its own for each tokenizer"
+                f"the draft cache knows {known} token ids and this model only {size}: it belongs to another tokenizer; "
+                "use a cache of its own for each tokenizer"
             )
+        prompt = request.prompt_ids[0].cpu().numpy().astype(np.int32)
+        if known is not None and known <= int(prompt.max()):
+            self._warn_once(
+                f"PIA does not draft: the prompt holds token id {prompt.max()}, the draft cache knows {known}"
+            )
+            return NoDrafts()
         return self.cache.begin(prompt, stop_ids=request.stopping.eos_ids, namespace=config.namespace)
 
     def _sample_plainly(self, call: GenerateCall, streamer: Any, reason: str) -> Any:
@@ -196,6 +224,10 @@ class Lookahead:
             self._warned.add(message)
             logger.warning(message)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Lookahead:
+        """A copy of an accelerated model shares the draft cache."""
+        return self
+
     def __repr__(self) -> str:
         return f"Lookahead({self.cache!r}, budget={self.config.budget!r}, max_depth={self.config.max_depth})"
 
@@ -218,22 +250,11 @@ def _new_runner(call: GenerateCall, capability: Capability, config: LookaheadCon
     )
 
 
-def _new_policy(profile: ModelProfile, config: LookaheadConfig) -> BudgetPolicy:
-    """The budget of one request; an automatic one goes on from what earlier requests showed."""
-    if config.budget == "auto" and profile.curve is not None:
-        return BudgetPolicy(profile.curve, max_nodes=config.max_budget, calibrator=profile.calibrator)
-    fixed = 0 if config.budget == "auto" else config.budget
-    return BudgetPolicy(None, max_nodes=fixed, fixed=fixed)
-
-
-def _reason(profile: ModelProfile, config: LookaheadConfig) -> str:
-    if not profile.capability.can_verify_chains:
-        return profile.capability.reason
-    if config.budget == "auto":
-        budget = f"budget by measured cost: {profile.curve!r}" if profile.curve else "no budget"
-    else:
-        budget = f"budget fixed at {config.budget}"
-    return f"{profile.capability.reason}; {budget}"
+def _reason(capability: Capability, curve: CostCurve | None, config: LookaheadConfig) -> str:
+    if not capability.can_verify_chains:
+        return capability.reason
+    budget = f"budget by measured cost: {curve!r}" if curve else f"budget fixed at {config.budget}"
+    return f"{capability.reason}; {budget}"
 
 
 def _counted(steps: Generator[Step, None, None], stats: Stats) -> Generator[Step, None, None]:
@@ -249,11 +270,12 @@ def _output(call: GenerateCall, decoding: Decoding) -> Any:
     sequences: Any = decoding.request.input_ids.clone()
     if not call.config.return_dict_in_generate:
         return sequences
+    cache = decoding.runner.cache
     return LookaheadOutput(
         sequences=sequences,
         scores=cast(Any, decoding.chooser.scores),
         logits=cast(Any, decoding.chooser.logits),
-        past_key_values=decoding.runner.cache,
+        past_key_values=cache.as_dynamic() if isinstance(cache, SlabCache) else cache,
         stats=decoding.stats,
         kwargs=decoding.stats.kwargs,
     )

@@ -100,8 +100,8 @@ def generate(
         tokenizer: its tokenizer.
         prompt: text, chat messages, or token ids.
         lookahead: drafts and options; a new one by default.
-        **generate_kwargs: whatever `model.generate` takes; without a length, at most 256 new tokens within the
-        model's context.
+        **generate_kwargs: whatever `model.generate` takes; without a length or a `generation_config`, at most 256
+        new tokens within the model's context.
 
     Raises:
         PromptError: the prompt is empty, foreign to the model, or fills its context.
@@ -109,8 +109,9 @@ def generate(
         UnsupportedOptionError: an option that cannot be honoured.
     """
     decoding = _start_text(model, tokenizer, prompt, lookahead, generate_kwargs)
-    for _ in decoding.steps:
-        pass
+    with closing(decoding.steps) as steps:
+        for _ in steps:
+            pass
     request = decoding.request
     text = tokenizer.decode(request.output_ids, skip_special_tokens=True)
     return Result(text, request.output_ids, request.token_ids[: request.num_prompt_tokens], decoding.stats)
@@ -188,6 +189,7 @@ def _start_text(
 def _start(
     model: Any, input_ids: torch.Tensor, lookahead: Lookahead | None, generate_kwargs: dict[str, Any]
 ) -> Decoding:
+    input_ids = input_ids.to(model.device)
     kwargs = {"attention_mask": torch.ones_like(input_ids), **generate_kwargs}
     return (lookahead or Lookahead()).start(prepare(model, input_ids, **kwargs))
 

@@ -16,7 +16,7 @@ def say(run_here, monkeypatch, small_cache):
 
     def run(typed, *options):
         monkeypatch.setattr("sys.stdin", io.StringIO(typed))
-        return run_here("chat", "demo", "--cache", small_cache, *options)
+        return run_here("chat", "demo", "--cache", small_cache, "--budget", "8", *options)
 
     return run
 

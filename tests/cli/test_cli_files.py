@@ -97,6 +97,8 @@ def test_marks_without_colour():
     assert painted(Painter(colour=False), *pieces) == f"She {OPEN}sells 16{CLOSE} - {OPEN}4{CLOSE}"
     assert painted(Painter(colour=False, encoding="ascii"), *pieces) == "She [sells 16] - [4]"
     assert painted(Painter(colour=False), (" ", True), ("x", False)) == " x"
+    assert painted(Painter(colour=False), ("4 = ", True), ("2", False)) == f"{OPEN}4 ={CLOSE} 2"
+    assert painted(Painter(colour=False), ("4 ", True), (" ", True), ("= \n", True)) == f"{OPEN}4  ={CLOSE} \n"
 
 
 def test_marks_in_colour():

@@ -28,7 +28,7 @@ def test_a_pipe_gets_the_plain_text(pia, small_cache, demo):
 
 
 def test_drafts_are_marked_on_demand(run_here, small_cache):
-    line = ["generate", "demo", "--chat", "--prompt", QUESTION, "--cache", small_cache, "--max-new-tokens", "64"]
+    line = ["generate", "demo", "--chat", "--prompt", QUESTION, "--cache", small_cache, "--budget", "8"]
     plain = run_here(*line).stdout
     marked = run_here(*line, "--show-drafts").stdout
     opening, closing = "\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}", "\N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK}"
@@ -56,7 +56,7 @@ def test_a_seed_gives_the_same_text_with_and_without_drafts(run_here, small_cach
 
 
 def test_stop_text(run_here, small_cache):
-    line = ["generate", "demo", "--chat", "--prompt", QUESTION, "--cache", small_cache, "--max-new-tokens", "64"]
+    line = ["generate", "demo", "--chat", "--prompt", QUESTION, "--cache", small_cache, "--budget", "8"]
     whole = run_here(*line).stdout
     word = whole.split()[3]
     stopped = run_here(*line, "--stop", word).stdout.rstrip("\n")
@@ -68,6 +68,12 @@ def test_prompts_that_cannot_be_answered(run_here, small_cache):
     line = ["generate", "demo", "--cache", small_cache, "--prompt"]
     assert_one_line_error(run_here(*line, ""), "empty")
     assert_one_line_error(run_here(*line, "many words " * 1000), "context")
+
+
+def test_an_answer_ends_with_the_context(run_here, small_cache):
+    line = ["generate", "demo", "--prompt", "Tom", "--cache", small_cache, "--json", "--budget", "8", *LONG[:-2]]
+    fields = json.loads(run_here(*line, "--max-new-tokens", "100000").stdout)
+    assert len(fields["token_ids"]) < 1024
 
 
 def test_ctrl_c_keeps_what_was_written(tmp_path, small_cache):

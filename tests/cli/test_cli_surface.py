@@ -60,6 +60,7 @@ def test_a_mistake_ends_the_process_with_code_2(pia):
         ("generate demo --prompt x --temperature -1", "-1"),
         ("generate demo --prompt x --temperature nan", "nan"),
         ("generate demo --prompt x --top-p 1.5", "from 0 to 1"),
+        ("generate demo --prompt x --stop=", "empty"),
         ("generate demo --prompt x --budget many", "many"),
         ("generate demo --prompt x --dtype int8", "int8"),
         ("cache", "ACTION"),
@@ -94,7 +95,14 @@ def test_missing_model_folder(run_here):
 
 def test_folder_without_a_model(run_here, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert_one_line_error(run_here("generate", "./empty", "--prompt", "x"), "cannot load", "empty")
+    assert_one_line_error(run_here("generate", "./empty", "--prompt", "x"), "holds no model", "empty")
+
+
+def test_model_that_is_nowhere(pia):
+    result = pia("generate", "no-such/model", "--prompt", "x")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert "no-such/model" in result.stderr.splitlines()[-1]
 
 
 def test_unusable_device(run_here):

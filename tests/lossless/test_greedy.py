@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -108,10 +109,16 @@ def test_text_fills_the_context():
         assert torch.equal(model.generate(prompt, custom_generate=lookahead, **options), expected)
 
 
-def test_huge_budget(llama):
-    prompt = prompts(1, seed=4)[0].repeat(1, 4)
-    expected = generate(llama, prompt)
-    assert torch.equal(generate(llama, prompt, custom_generate=pia.Lookahead(budget=10**6)), expected)
+@pytest.mark.parametrize("options", [{"budget": 10**6}, {"max_budget": 10**6}], ids=lambda options: next(iter(options)))
+def test_huge_budget(llama, options):
+    lookahead = pia.Lookahead(**options)
+    lookahead.cache.insert(np.random.default_rng(0).integers(3, VOCAB, 20_000))  # enough for a tree of hundreds
+    for prompt in prompts(2, seed=4):
+        expected = generate(llama, prompt)
+        out = generate(llama, prompt, custom_generate=lookahead, return_dict_in_generate=True)
+        assert torch.equal(out.sequences, expected)
+        if "budget" in options:
+            assert max(out.kwargs["dls"]) > 300
 
 
 def test_vocabulary_is_explored(llama):

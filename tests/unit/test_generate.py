@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from transformers import DynamicCache, TextIteratorStreamer, TextStreamer
+from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer, TextStreamer
+from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingCriteriaList
 
 import pia
 from pia.errors import CacheMismatchError, ModelError, PromptError, UnsupportedOptionError
@@ -298,3 +300,133 @@ def test_pipeline(demo):
     finally:
         pia.restore(model)
     assert lookahead.last_stats.num_tokens > 0
+
+
+def test_an_unbound_cache_meets_a_smaller_model():
+    """What a larger model taught may hold ids that this one has no embedding for."""
+    cache = pia.DraftCache()
+    cache.insert([5, 6, 96, 5, 6, 96, 5, 6, 96])
+    model = tiny_model("llama")
+    model.resize_token_embeddings(50)
+    prompt = torch.tensor([[5, 6, 7, 5, 6]])
+    expected = model.generate(prompt, eos_token_id=None, **GREEDY)
+    assert torch.equal(
+        model.generate(prompt, eos_token_id=None, custom_generate=pia.Lookahead(cache, budget=8), **GREEDY), expected
+    )
+
+
+def test_a_cache_cannot_be_bound_below_what_it_learned():
+    cache = pia.DraftCache()
+    cache.insert([5, 6, 96])
+    with pytest.raises(CacheMismatchError, match="96"):
+        cache.bind(50)
+
+
+def test_criteria_of_many_kinds(llama):
+    """Python booleans, time limits and configuration objects work as they do plainly."""
+    prompt = prompts(1, seed=83)[0]
+    config = GenerationConfig(max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
+    for criteria in (
+        [lambda ids, scores, **_: ids.shape[1] > prompt.shape[1] + 4],
+        [lambda ids, scores, **_: torch.tensor([ids.shape[1] > prompt.shape[1] + 4])],
+        [MaxTimeCriteria(0.0)],
+        [MaxTimeCriteria(1000.0)],
+    ):
+        expected = llama.generate(prompt, generation_config=config, stopping_criteria=StoppingCriteriaList(criteria))
+        out = llama.generate(
+            prompt,
+            generation_config=config,
+            stopping_criteria=StoppingCriteriaList(criteria),
+            custom_generate=pia.Lookahead(budget=8),
+        )
+        assert torch.equal(out, expected)
+
+
+def test_embeddings_without_ids(llama):
+    embeddings = llama.get_input_embeddings()(prompts(1, seed=84)[0]).detach()
+    expected = llama.generate(inputs_embeds=embeddings, **GREEDY)
+    out = llama.generate(inputs_embeds=embeddings, custom_generate=pia.Lookahead(budget=8), **GREEDY)
+    assert torch.equal(out, expected)
+
+
+def test_a_callers_cache_is_filled(llama):
+    prompt = prompts(1, seed=85)[0]
+    cache = DynamicCache()
+    out = llama.generate(prompt, past_key_values=cache, custom_generate=pia.Lookahead(budget=8), **GREEDY)
+    assert cache.get_seq_length() == out.shape[1] - 1
+
+
+def test_a_streamer_that_raises_leaves_no_trace(llama):
+    class Broken(Recorder):
+        def put(self, value):
+            super().put(value)
+            if len(self.put_values) > 30:
+                raise RuntimeError("broken streamer")
+
+    lookahead = pia.Lookahead(budget=4)
+    prompt = torch.full((1, 25), 5)
+    with pytest.raises(RuntimeError, match="broken streamer") as held:  # the exception is kept, as a future would
+        llama.generate(prompt, streamer=Broken(), custom_generate=lookahead, eos_token_id=None, **GREEDY)
+    assert held.value is not None
+    assert lookahead.cache.request_memory_usage == 0
+    assert lookahead.cache.num_tokens == 0
+
+
+def test_processors_run_without_gradients(llama):
+    seen = []
+
+    def processor(ids, scores):
+        seen.append(torch.is_grad_enabled())
+        return scores
+
+    list(pia.decode(llama, [5, 6, 7], max_new_tokens=4, logits_processor=[processor], eos_token_id=None))
+    assert seen == [False] * 4
+
+
+def test_an_accelerated_model_can_be_copied():
+    model = pia.accelerate(tiny_model("llama"))
+    prompt = prompts(1, seed=86)[0]
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin.generate(prompt, **GREEDY), model.generate(prompt, **GREEDY))
+    pia.restore(model)
+    assert twin.generate.args[0] is twin
+
+
+def test_positional_generation_config_with_stop_strings(demo):
+    model, tokenizer = demo
+    ids = tokenizer("Tom has 3 apples.", return_tensors="pt")["input_ids"]
+    config = GenerationConfig(max_new_tokens=40, do_sample=False, stop_strings=["."], eos_token_id=3, pad_token_id=0)
+    expected = model.generate(ids, config, tokenizer=tokenizer)
+    pia.accelerate(model)
+    try:
+        assert torch.equal(model.generate(ids, config, tokenizer=tokenizer), expected)
+    finally:
+        pia.restore(model)
+
+
+def test_bfloat16_runs():
+    """Half precision rounds by shape, so only the mechanics are compared: lengths, statistics, no error."""
+    model = tiny_model("llama").to(torch.bfloat16)
+    out = model.generate(
+        prompts(1, seed=87)[0],
+        custom_generate=pia.Lookahead(budget=8),
+        return_dict_in_generate=True,
+        eos_token_id=None,
+        **GREEDY,
+    )
+    assert out.stats.num_tokens == 20 and out.stats.mode == "tree"
+
+
+def test_costs_are_measured_once_for_a_model(monkeypatch):
+    from pia.models import profile
+
+    calls = []
+    measure = profile.measure_costs
+    monkeypatch.setattr(profile, "measure_costs", lambda *args, **kwargs: calls.append(1) or measure(*args, **kwargs))
+    model = tiny_model("llama")
+    for _ in range(3):
+        list(pia.decode(model, [5, 6, 7], max_new_tokens=2))
+    assert len(calls) == 1
+    model.double()
+    list(pia.decode(model, [5, 6, 7], max_new_tokens=2))
+    assert len(calls) == 2

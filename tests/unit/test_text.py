@@ -94,11 +94,11 @@ def test_statistics_are_sums():
     assert stats.edl == 2.0 and stats.acceptance == pytest.approx(1 / 3)
     assert stats.host_share == pytest.approx(0.07 / 0.27)
     assert stats.kwargs == {"edls": [1, 3, 1], "dls": [1, 5, 3], "fts": [0.5, 0.1, 0.1], "qts": [0.01, 0.01]}
-    assert dict(stats.accepted_by_depth) == {2: 1, 0: 1}
+    assert dict(stats.accepted_by_depth) == {1: 1, 2: 1}
     assert dict(stats.accepted_by_source) == {"own": 1, "shared": 1}
     assert stats.finish_reason == "eos"
     total = Stats.total([stats, stats])
     assert total.num_tokens == 10 and total.edl == 2.0 and total.accepted_by_depth[2] == 2
-    assert total.as_dict()["accepted_by_depth"] == {"0": 2, "2": 2}
+    assert total.as_dict()["accepted_by_depth"] == {"1": 2, "2": 2}
     for word in ("EDL 2.00", "2 of 6", "tree", "because"):
         assert word in repr(stats)

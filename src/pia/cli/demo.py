@@ -8,14 +8,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pia.cli import options
 
 if TYPE_CHECKING:
-    from pia.cli.terminal import Prose
     from pia.decoding.stats import Stats
+    from pia.lookahead import Lookahead
+    from pia.text import TextStep
 
 HELP = "see it work on a small model that comes with PIA"
 _MAX_NEW_TOKENS = 320
@@ -30,17 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-stream", action="store_true", help="show the figures only")
     parser.add_argument("--json", action="store_true", help="measure as `pia bench demo` does, one JSON line last")
     options.add_length(parser, _MAX_NEW_TOKENS)
-    options.add_loading(parser)
+    options.add_loading(parser, dtype="float32")
     parser.set_defaults(run=run)
-
-
-@dataclass
-class Tally:
-    """What both ways of decoding did so far."""
-
-    plain: list[Stats] = field(default_factory=list)
-    ours: list[Stats] = field(default_factory=list)
-    num_identical: int = 0
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,14 +48,17 @@ def run(args: argparse.Namespace) -> int:
     note("Loading the demo model and measuring what its forwards cost ...")
     model, tokenizer = load_model("demo", args.dtype, args.device)
     demo = Demo(model, tokenizer, args.max_new_tokens)
-    _show_opening(model, demo, show_text=not args.no_stream)
-    tally = demo.run(prompts, show_text=not args.no_stream)
-    _show_table(tally)
+    screen = Silent() if args.no_stream else Screen()
+    _show_opening(model, demo, screen)
+    for number, prompt in enumerate(_tracked(prompts) if args.no_stream else prompts, 1):
+        screen.question(f"{number} of {len(prompts)}", prompt[0]["content"])
+        demo.answer(prompt, screen)
+    _show_table(demo)
     return 0
 
 
 class Demo:
-    """The model with its two ways of decoding.
+    """The model with its two ways of decoding, and what came of them so far.
 
     Args:
         model: the demo model.
@@ -77,7 +71,6 @@ class Demo:
 
         from pia.assets import demo_cache_path
         from pia.bench.contenders import warm_up
-        from pia.cli.terminal import has_colour, new_painter
         from pia.drafting.cache import DraftCache
         from pia.lookahead import Lookahead
 
@@ -86,65 +79,87 @@ class Demo:
         self._options = {"max_new_tokens": max_new_tokens, "do_sample": False}
         self._plain = Lookahead(budget=0)
         self.lookahead = Lookahead(DraftCache.load(demo_cache_path()))
-        self.painter = new_painter()
-        self._colour = has_colour(sys.stdout)
         for lookahead in (self._plain, self.lookahead):
-            warm_up(model, torch.tensor([[1, 2, 3, 4]]), lookahead)
+            warm_up(model, torch.tensor([[1, 2, 3, 4]], device=model.device), lookahead)
+        self.plain_stats: list[Stats] = []
+        self.our_stats: list[Stats] = []
+        self.num_identical = 0
 
-    def run(self, prompts: list[Any], *, show_text: bool) -> Tally:
-        """Answers all questions in both ways."""
-        tally = Tally()
-        for number, prompt in enumerate(prompts if show_text else _tracked(prompts), 1):
-            if show_text:
-                self._show_question(f"{number} of {len(prompts)}", prompt[0]["content"])
-            self._answer_twice(prompt, tally, show_text)
-        return tally
+    def answer(self, prompt: Any, screen: Silent) -> None:
+        """Answers a question in both ways, one after the other."""
+        plain_ids = screen.answer(self._stream(prompt, self._plain), is_ours=False)
+        self.plain_stats.append(_last_stats(self._plain))
+        screen.remark(_pace(self.plain_stats[-1]))
+        our_ids = screen.answer(self._stream(prompt, self.lookahead), is_ours=True)
+        self.our_stats.append(_last_stats(self.lookahead))
+        self.num_identical += plain_ids == our_ids
+        same = "same output" if plain_ids == our_ids else "OUTPUT DIFFERS"
+        screen.remark(f"{_pace(self.our_stats[-1])}, {self.our_stats[-1].edl:.2f} a forward, {same}")
 
-    def _answer_twice(self, prompt: Any, tally: Tally, show_text: bool) -> None:
-        plain_ids = self._answer("plain", prompt, self._plain, show_text)
-        tally.plain.append(self._plain.last_stats)  # type: ignore[arg-type]
-        if show_text:
-            self._remark(_pace(tally.plain[-1]))
-        our_ids = self._answer("PIA", prompt, self.lookahead, show_text)
-        tally.ours.append(self.lookahead.last_stats)  # type: ignore[arg-type]
-        tally.num_identical += plain_ids == our_ids
-        if show_text:
-            same = "same output" if plain_ids == our_ids else "OUTPUT DIFFERS"
-            self._remark(f"{_pace(tally.ours[-1])}, {tally.ours[-1].edl:.2f} a forward, {same}")
-
-    def _answer(self, label: str, prompt: Any, lookahead: Any, show_text: bool) -> list[int]:
+    def _stream(self, prompt: Any, lookahead: Lookahead) -> Iterator[TextStep]:
         from pia.text import stream
 
-        prose = self._new_prose(label, is_ours=lookahead is self.lookahead) if show_text else None
-        token_ids: list[int] = []
-        for step in stream(self._model, self._tokenizer, prompt, lookahead=lookahead, **self._options):
-            token_ids += step.step.token_ids
-            if prose:
-                prose.write(step.pieces)
-        if prose:
-            prose.end()
-        return token_ids
+        return stream(self._model, self._tokenizer, prompt, lookahead=lookahead, **self._options)
 
-    def _new_prose(self, label: str, *, is_ours: bool) -> Prose:
-        from pia.cli.terminal import Prose, bold, dim, width
 
-        heading = label.ljust(_INDENT)
-        print(bold(heading, colour=self._colour) if is_ours else dim(heading, colour=self._colour), end="")
-        is_dim = self._colour and not is_ours
-        return Prose(sys.stdout, self.painter if is_ours else None, indent=_INDENT, width=width(), dim=is_dim)
+class Silent:
+    """A screen that shows nothing."""
 
-    def _show_question(self, number: str, question: str) -> None:
+    legend = ""
+
+    def question(self, number: str, text: str) -> None:
+        """Shows a question."""
+
+    def remark(self, text: str) -> None:
+        """Shows figures under an answer."""
+
+    def answer(self, steps: Iterator[TextStep], *, is_ours: bool) -> list[int]:
+        """Shows an answer as it comes; returns its tokens."""
+        return [token_id for step in steps for token_id in step.step.token_ids]
+
+
+class Screen(Silent):
+    """The terminal, or a pipe: questions, plain answers faint, PIA's with the accepted drafts marked."""
+
+    def __init__(self) -> None:
+        from pia.cli.terminal import has_colour, new_painter, width
+
+        self._painter = new_painter()
+        self._colour = has_colour(sys.stdout)
+        self._width = width()
+        self.legend = self._painter.legend
+
+    def question(self, number: str, text: str) -> None:
+        """Shows a question."""
         import textwrap
 
-        from pia.cli.terminal import bold, width
+        from pia.cli.terminal import bold
 
-        line = f"── {number} ".ljust(width(), "─")
-        print(f"\n{bold(line, colour=self._colour)}\n{textwrap.fill(' '.join(question.split()), width())}\n")
+        line = f"── {number} ".ljust(self._width, "─")
+        print(f"\n{bold(line, colour=self._colour)}\n{textwrap.fill(' '.join(text.split()), self._width)}\n")
 
-    def _remark(self, text: str) -> None:
+    def remark(self, text: str) -> None:
+        """Shows figures under an answer."""
         from pia.cli.terminal import dim
 
         print(dim(" " * _INDENT + text, colour=self._colour), flush=True)
+
+    def answer(self, steps: Iterator[TextStep], *, is_ours: bool) -> list[int]:
+        """Shows an answer as it comes; returns its tokens."""
+        from pia.cli.terminal import Prose, bold, dim
+
+        show_label = bold if is_ours else dim
+        print(show_label(("PIA" if is_ours else "plain").ljust(_INDENT), colour=self._colour), end="")
+        painter, is_faint = (self._painter, False) if is_ours else (None, self._colour)
+        prose = Prose(sys.stdout, painter, indent=_INDENT, width=self._width, dim=is_faint)
+        token_ids: list[int] = []
+        try:
+            for step in steps:
+                token_ids += step.step.token_ids
+                prose.write(step.pieces)
+        finally:
+            prose.end()
+        return token_ids
 
 
 def _tracked(prompts: list[Any]) -> Iterator[Any]:
@@ -162,28 +177,27 @@ def _measure(args: argparse.Namespace, prompts: list[Any]) -> int:
     line = ["demo", "--rounds", "1", "--questions", str(len(prompts)), "--max-new-tokens", str(args.max_new_tokens)]
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
-    dtype = "float32" if args.dtype == "auto" else args.dtype
-    return bench.run(parser.parse_args([*line, "--dtype", dtype, "--device", args.device]))
+    return bench.run(parser.parse_args([*line, "--dtype", args.dtype, "--device", args.device]))
 
 
-def _show_opening(model: Any, demo: Demo, *, show_text: bool) -> None:
+def _show_opening(model: Any, demo: Demo, screen: Silent) -> None:
     from pia.bench.machine import describe_machine
     from pia.cli.figures import machine_line
 
     machine = describe_machine(model)
     print(f"{machine['model']}, on {machine_line(machine)}.")
     print(f"LOOKAHEAD starts with {demo.lookahead.cache!r}")
-    if show_text:
-        print(demo.painter.legend)
+    if screen.legend:
+        print(screen.legend)
 
 
-def _show_table(tally: Tally) -> None:
+def _show_table(demo: Demo) -> None:
     from rich.table import Table
 
     from pia.cli.terminal import new_console
     from pia.decoding.stats import Stats
 
-    plain, ours = Stats.total(tally.plain), Stats.total(tally.ours)
+    plain, ours = Stats.total(demo.plain_stats), Stats.total(demo.our_stats)
     table = Table(title="Plain decoding and LOOKAHEAD")
     table.add_column("")
     table.add_column("plain", justify="right")
@@ -194,7 +208,13 @@ def _show_table(tally: Tally) -> None:
     console.print()
     console.print(table)
     console.print(f"[bold]{ours.tokens_per_s / plain.tokens_per_s:.2f} x[/bold] the speed of plain decoding; ", end="")
-    console.print(f"outputs identical: [bold]{tally.num_identical} of {len(tally.ours)}[/bold]")
+    console.print(f"outputs identical: [bold]{demo.num_identical} of {len(demo.our_stats)}[/bold]")
+
+
+def _last_stats(lookahead: Lookahead) -> Stats:
+    stats = lookahead.last_stats
+    assert stats is not None
+    return stats
 
 
 def _pace(stats: Stats) -> str:

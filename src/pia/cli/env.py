@@ -47,12 +47,13 @@ def _attention() -> dict[str, Any]:
 
 def _examine(model: Any) -> dict[str, Any]:
     """How a model can be verified, proved on the spot, and what a forward over q tokens costs."""
-    from pia.models.profile import ModelProfiles
+    from pia.models.profile import capability_of, curve_of
 
-    profile = ModelProfiles().of(model, self_check=True, max_nodes=64)
-    facts: dict[str, Any] = {"mode": profile.capability.mode.label, "reason": profile.capability.reason}
-    if profile.curve is not None:
-        points = zip(profile.curve.sizes, profile.curve.seconds, strict=True)
+    capability = capability_of(model, self_check=True)
+    facts: dict[str, Any] = {"mode": capability.mode.label, "reason": capability.reason}
+    if capability.can_verify_chains:
+        curve = curve_of(model, can_branch=capability.can_verify_trees)
+        points = zip(curve.sizes, curve.seconds, strict=True)
         facts["forward_ms"] = {q: round(seconds * 1e3, 3) for q, seconds in points}
     return facts
 

@@ -122,8 +122,8 @@ def _texts_of(path: str, number: int, fields: dict[str, Any], field: str | None)
         yield from (message["content"] for message in messages if message["role"] == "assistant")
         return
     if not names or names[0] not in fields:
-        wanted = field or f"any of {', '.join(TEXT_FIELDS)}"
-        raise PromptError(f"{path}, line {number}: no field {wanted}, only {_names(fields)}; name one with --field")
+        missing = f"{field} is not there" if field else f"none of {', '.join(TEXT_FIELDS)} is there"
+        raise PromptError(f"{path}, line {number}: {missing}, only {_names(fields)}; name a field with --field")
     yield _text(path, number, names[0], fields[names[0]])
 
 

@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to continue; - reads standard input")
     parser.add_argument("--chat", action="store_true", help="put the prompt through the model's chat template")
     parser.add_argument("--system", metavar="TEXT", help="system message (with --chat)")
-    parser.add_argument("--stop", action="append", metavar="TEXT", help="stop after this text (may be given again)")
+    parser.add_argument(
+        "--stop", action="append", type=options.text, metavar="TEXT", help="stop after this text (may be given again)"
+    )
     options.add_length(parser, 256)
     options.add_sampling(parser)
     options.add_drafting(parser)
@@ -31,12 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `pia generate`."""
-    from pia.cli.models import load_model
+    from pia.cli.models import answer_room, load_model
 
     prompt = _prompt(args)
     model, tokenizer = load_model(args.model, args.dtype, args.device)
     lookahead = options.new_lookahead(args)
-    kwargs = {"max_new_tokens": args.max_new_tokens, "stop_strings": args.stop, **options.sampling_kwargs(args)}
+    max_new_tokens = answer_room(model, tokenizer, prompt, args.max_new_tokens)
+    kwargs = {"max_new_tokens": max_new_tokens, "stop_strings": args.stop, **options.sampling_kwargs(args)}
     if args.seed is not None:
         import torch
 

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+from pia.cli.terminal import note
 from pia.errors import ModelError
 
 
 def quiet_libraries() -> None:
     """Keeps Transformers and the Hub from talking over our own output; call before they are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
@@ -68,16 +70,29 @@ def load_tokenizer(name: str) -> Any:
     is_local = name == "demo" or _is_folder(name)
     if is_local:
         stay_offline()
+    if name != "demo" and is_local and not (Path(name).expanduser() / "config.json").exists():
+        raise ModelError(f"the folder {name!r} holds no model: there is no config.json in it")
     if not is_local and _looks_like_a_path(name):
         raise ModelError(
             f"there is no folder {name!r}; give a model's folder, a name on the Hugging Face Hub, or `demo`"
         )
     from transformers import AutoTokenizer
 
+    if not is_local:
+        note(f"Asking the Hugging Face Hub (or its local cache) for {name} ...")
     try:
         return AutoTokenizer.from_pretrained(_demo_path() if name == "demo" else name)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"cannot load the tokenizer of {name!r}: {_first_sentence(error)}") from error
+
+
+def answer_room(model: Any, tokenizer: Any, prompt: Any, wanted: int) -> int:
+    """How many of the wanted new tokens fit behind a prompt; at least 1, since too long a prompt is refused later."""
+    from pia.lookahead import context_length
+    from pia.text import encode
+
+    limit = context_length(model)
+    return wanted if limit is None else max(1, min(wanted, limit - encode(tokenizer, prompt).shape[1]))
 
 
 def _load_demo(dtype: torch.dtype | str, device: str) -> tuple[Any, Any]:
@@ -121,4 +136,6 @@ def _looks_like_a_path(name: str) -> bool:
 def _first_sentence(error: Exception) -> str:
     """The start of a library's message, which may run over many lines."""
     text = " ".join(str(error).split())
+    if "connect to" in text:
+        return "it is not in the local cache and the Hugging Face Hub cannot be reached"
     return text if len(text) <= 300 else text[:300].rstrip() + " ..."

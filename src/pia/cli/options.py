@@ -102,6 +102,13 @@ def natural(text: str) -> int:
     return _at_least(0, text)
 
 
+def text(given: str) -> str:
+    """Text that is not empty."""
+    if not given:
+        raise argparse.ArgumentTypeError("the text is empty")
+    return given
+
+
 def _at_least(least: int, text: str) -> int:
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")

@@ -39,6 +39,7 @@ class Painter:
         self._colour = colour
         self._open, self._close = _brackets(encoding)
         self._is_open = False
+        self._space = ""
 
     @property
     def legend(self) -> str:
@@ -53,17 +54,31 @@ class Painter:
             return ""
         if self._colour:
             return f"{_DRAFTED}{text}{_RESET}" if is_drafted else text
-        if is_drafted and not self._is_open:
-            self._is_open = bool(text.strip())
-            space = text[: len(text) - len(text.lstrip())]  # a token's leading space looks better outside
-            return f"{space}{self._open}{text[len(space) :]}" if self._is_open else text
-        return text if is_drafted else self.end() + text
+        if not is_drafted:
+            return self.end() + text
+        start = "" if self._is_open else self._open
+        inner = text.strip()
+        if not inner:
+            return self._hold(text)
+        space, self._is_open = text[: text.index(inner)], True
+        return f"{self._release()}{space}{start}{inner}{self._hold(text[len(space) + len(inner) :])}"
 
     def end(self) -> str:
         """Closes a run that is open."""
         mark = self._close if self._is_open else ""
         self._is_open = False
-        return mark
+        return mark + self._release()
+
+    def _hold(self, space: str) -> str:
+        """Keeps space back while it may turn out to be the end of a run, for it looks better outside."""
+        if not self._is_open:
+            return space
+        self._space += space
+        return ""
+
+    def _release(self) -> str:
+        space, self._space = self._space, ""
+        return space
 
 
 class Prose:

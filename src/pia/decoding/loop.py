@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator
 from time import perf_counter
 
+import numpy as np
+import torch
+
 from pia.config import Shape
 from pia.decoding.accept import accept
 from pia.decoding.chooser import TokenChooser
@@ -27,8 +30,7 @@ class Drafter:
         shape: shape of the drafts.
         can_draft: whether the model takes more than one token a step at all.
         max_length: position no draft may pass (the model's own limit), or `None`.
-        vocab_size: ids that the source knows; `None` for any. Models often have room for more than their tokenizer
-            fills.
+        vocab_size: ids from here on are unknown to the model and never fed; `None` for no limit.
     """
 
     def __init__(
@@ -53,15 +55,19 @@ class Drafter:
     def draft(self, request: Request) -> DraftTree:
         """The tree to verify now, perhaps empty."""
         self._proposed = self._propose(request)
-        return self._proposed.prefix(self.policy.choose(self._proposed.probs))
+        chosen = self._proposed.prefix(self.policy.choose(self._proposed.probs))
+        return branches(chosen, self.policy.max_nodes) if self._shape == "branches" else chosen
 
     def learn(self, tree: DraftTree, nodes: list[int], token_ids: list[int]) -> None:
         """Learns from a step: of `tree`, `nodes` were accepted, and these tokens were emitted."""
-        if self._vocab_size is not None and max(token_ids) >= self._vocab_size:
-            self.session.end(commit=False)  # nothing that holds such an id may be learned
+        try:
+            self.session.observe(token_ids)
+        except ValueError:
+            # Models have room for more ids than their tokenizer fills. A text with such an id cannot be learned.
+            self.session.end(commit=False)
             self.session = NoDrafts()
-        self.session.observe(token_ids)
-        self.policy.observe(self._proposed, len(tree), nodes, token_ids[0])
+        if self._shape != "branches":  # there the nodes are copies of those proposed
+            self.policy.observe(self._proposed, len(tree), nodes, token_ids[0])
 
     def _propose(self, request: Request) -> DraftTree:
         depth = self._depth(request)
@@ -69,9 +75,9 @@ class Drafter:
         if budget == 0:
             return DraftTree.empty()
         tree = self.session.propose(budget, depth)
-        if self._shape == "chain":
-            return best_chain(tree)
-        return branches(tree, budget) if self._shape == "branches" else tree
+        if self._vocab_size is not None and len(tree) and tree.token_ids.max() >= self._vocab_size:
+            tree = tree.prefix(int(np.argmax(tree.token_ids >= self._vocab_size)))
+        return best_chain(tree) if self._shape == "chain" else tree
 
     def _depth(self, request: Request) -> int:
         """How far a draft may run ahead: a step emits one token more than its depth, and none beyond the end."""
@@ -102,6 +108,7 @@ def decode_steps(
         drafter.session.end(commit=False)
 
 
+@torch.no_grad()
 def _prefill(runner: Runner, request: Request, chooser: TokenChooser, drafter: Drafter) -> Step:
     """Feeds the prompt and emits the first token."""
     start = perf_counter()
@@ -119,6 +126,7 @@ def _prefill(runner: Runner, request: Request, chooser: TokenChooser, drafter: D
     )
 
 
+@torch.no_grad()
 def _step(runner: Runner, request: Request, chooser: TokenChooser, drafter: Drafter) -> Step:
     """Draft, verify, accept, keep, learn."""
     start = perf_counter()

@@ -34,7 +34,7 @@ class Stopping:
     def check(self, request: Request, scores: tuple[torch.Tensor, ...] | None) -> str | None:
         """Reason to stop after the newest token, or `None`."""
         # A criterion may keep state of its own, so each sees every token whatever the others say.
-        stops = [bool(criterion(request.input_ids, scores).all()) for criterion in self._custom]
+        stops = [bool(torch.as_tensor(criterion(request.input_ids, scores)).all()) for criterion in self._custom]
         if request.token_ids[-1] in self.eos_ids:
             return "eos"
         if any(stops):

@@ -66,7 +66,7 @@ class Stats:
     accept_s: float = 0.0
     keep_s: float = 0.0
     accepted_by_depth: Counter[int] = field(default_factory=Counter)
-    """How many steps accepted exactly so many drafted tokens."""
+    """How many steps accepted a drafted token at this depth (1 is the first token ahead)."""
     accepted_by_source: Counter[str] = field(default_factory=Counter)
     edls: list[int] = field(default_factory=list)
     """Effective decoding lengths: tokens each forward yielded, the prefill's 1 first (seed 001)."""
@@ -97,7 +97,7 @@ class Stats:
         self.draft_s += step.draft_s
         self.forward_s += step.forward_s
         self.qts.append(step.draft_s)
-        self.accepted_by_depth[step.num_accepted] += 1
+        self.accepted_by_depth.update(range(1, step.num_accepted + 1))
         self.accepted_by_source.update(source for source in step.sources if source is not None)
 
     @classmethod

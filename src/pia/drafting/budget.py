@@ -69,7 +69,9 @@ class Calibrator:
         size = len(self._factors)
         self._expected = self._expected * self._DECAY + np.bincount(bins, weights=probs, minlength=size)
         self._accepted = self._accepted * self._DECAY + np.bincount(bins, weights=accepted, minlength=size)
-        self._factors = (self._accepted + self._PRIOR) / (self._expected + self._PRIOR)
+        # A bin with little to show goes by all bins together.
+        overall = (self._accepted.sum() + self._PRIOR) / (self._expected.sum() + self._PRIOR)
+        self._factors = (self._accepted + self._PRIOR * overall) / (self._expected + self._PRIOR)
 
 
 class BudgetPolicy:

@@ -167,7 +167,16 @@ class DraftCache:
                 f"this draft cache is for a vocabulary of {self.vocab_size} tokens, not {vocab_size}; "
                 "use a cache per tokenizer"
             )
+        if self.vocab_size is None and (highest := self._highest_id()) >= vocab_size:
+            raise CacheMismatchError(
+                f"this draft cache has learned token id {highest}, which a vocabulary of {vocab_size} tokens does not "
+                "have; use a cache per tokenizer"
+            )
         self._core.vocab_size = vocab_size
+
+    def _highest_id(self) -> int:
+        texts = (self.export_sequences(namespace)[0] for namespace in self.namespaces)
+        return max((int(tokens.max()) for tokens in texts if len(tokens)), default=-1)
 
     @property
     def vocab_size(self) -> int | None:

@@ -25,6 +25,11 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return _digest(sorted(entries))
 
 
+def tokenizer_vocab_size(tokenizer: Any) -> int:
+    """One more than the highest token id: ids may have gaps, so this can be more than `len(tokenizer)`."""
+    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
+
+
 def _digest(entries: Iterable[tuple[int, str]]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for token_id, token in entries:

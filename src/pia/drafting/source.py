@@ -32,15 +32,15 @@ class DraftSession(Protocol):
 class DraftSource(Protocol):
     """Something that drafts, shared by all requests and threads."""
 
-    def begin(self, prompt_ids: np.ndarray, *, stop_ids: Set[int] = frozenset()) -> DraftSession:
-        """Opens a session for a request. `stop_ids` end a learned sequence."""
+    def begin(self, prompt_ids: np.ndarray, *, stop_ids: Set[int] = frozenset(), namespace: str = "") -> DraftSession:
+        """Opens a session for a request. `stop_ids` end a learned sequence; namespaces know nothing of each other."""
         ...
 
 
 class NoDrafts:
     """The source and session of plain decoding: proposes nothing, learns nothing."""
 
-    def begin(self, prompt_ids: np.ndarray, *, stop_ids: Set[int] = frozenset()) -> NoDrafts:
+    def begin(self, prompt_ids: np.ndarray, *, stop_ids: Set[int] = frozenset(), namespace: str = "") -> NoDrafts:
         return self
 
     def propose(self, budget: int, max_depth: int) -> DraftTree:

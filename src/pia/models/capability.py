@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from transformers import GenerationMixin
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 _MASKED_ATTENTION = ("sdpa", "eager")
@@ -54,6 +55,9 @@ def declared_capability(model: Any) -> Capability:
 def _reason_for_plain(model: Any, config: Any) -> str | None:
     if getattr(model, "_is_stateful", False):
         return "the model keeps a recurrent state, which cannot be rolled back"
+    prepare = type(model).prepare_inputs_for_generation
+    if prepare is not GenerationMixin.prepare_inputs_for_generation or "prepare_inputs_for_generation" in vars(model):
+        return "it prepares its inputs in a way of its own, which calling its forward directly would skip"
     odd = [type(layer).__name__ for layer in _cache_layers(config) if not isinstance(layer, DynamicLayer)]
     if odd:
         return f"its cache has layers that are not plain keys and values ({odd[0]})"
@@ -67,8 +71,9 @@ def _reason_for_chain(model: Any, config: Any) -> str | None:
     layer_types = set(getattr(config, "layer_types", None) or ())
     if layer_types - {"full_attention"}:
         return f"it has {', '.join(sorted(layer_types - {'full_attention'}))} layers"
-    if not layer_types and getattr(config, "sliding_window", None) is not None:
-        return "it has sliding-window attention"
+    windows = [name for name, value in vars(config).items() if _is_window(name, value, bool(layer_types))]
+    if windows:
+        return f"its attention sees a sliding window only ({windows[0]} in its configuration)"
     if any(getattr(layer, "is_sliding", False) or type(layer) is not DynamicLayer for layer in _cache_layers(config)):
         return "its cache has layers of another kind than full attention"
     implementation = getattr(config, "_attn_implementation", None)
@@ -77,6 +82,13 @@ def _reason_for_chain(model: Any, config: Any) -> str | None:
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return "its forward takes no position_ids"
     return None
+
+
+def _is_window(name: str, value: Any, has_layer_types: bool) -> bool:
+    """Whether a configuration entry limits how far attention sees. Layer types, where given, say whether it applies."""
+    if name == "sliding_window" and has_layer_types:
+        return False
+    return "window" in name and "layers" not in name and type(value) is int and value > 0
 
 
 def _cache_layers(config: Any) -> list[Any]:

@@ -13,7 +13,7 @@ from pia.drafting.tree import DraftTree
 from pia.models.runner import SlabRunner
 
 _CONTEXT = 128
-_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 _FEW_SIZES = (1, 4, 16)
 """For models so slow that every forward is felt."""
 _SECONDS = 1.0
@@ -21,14 +21,13 @@ _SECONDS = 1.0
 _MAX_ROUNDS = 10
 
 
-def measure_costs(model: Any, *, max_tokens: int, can_branch: bool = True) -> CostCurve:
-    """Times forwards over 1 .. `max_tokens` new tokens behind a short text.
+def measure_costs(model: Any, *, can_branch: bool = True) -> CostCurve:
+    """Times forwards over 1 .. 64 new tokens behind a short text.
 
     Sizes take turns and the best round of each counts: other work on the machine only ever adds time.
 
     Args:
         model: a model that can verify at least chains.
-        max_tokens: the largest step of interest, root included.
         can_branch: whether steps carry an explicit mask.
 
     Returns:
@@ -36,12 +35,12 @@ def measure_costs(model: Any, *, max_tokens: int, can_branch: bool = True) -> Co
     """
     runner = SlabRunner(model, can_branch=can_branch)
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 20
-    largest = max(1, min(max_tokens, limit // 2))
+    largest = max(1, min(_SIZES[-1], limit // 2))
     context = max(1, min(_CONTEXT, limit - largest - 1))
     runner.prefill(torch.zeros((1, context), dtype=torch.long))
     first = _time_forward(runner, 1, context)
-    sizes = _SIZES if first * len(_SIZES) < _SECONDS else _FEW_SIZES
-    sizes = [q for q in sizes if q < largest] + [largest]
+    wanted = _SIZES if first * len(_SIZES) < _SECONDS else _FEW_SIZES
+    sizes = [*(q for q in wanted if q < largest), largest]
     best = dict.fromkeys(sizes, float("inf"))
     started = perf_counter()
     for _ in range(_MAX_ROUNDS):

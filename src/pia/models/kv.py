@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 _GROW_BY = 1024
 """Slots added when the slab is full: a copy of everything is made at each growth, so it must be rare."""
@@ -121,7 +121,9 @@ class SlabLayer(DynamicLayer):  # type: ignore[misc]
 
     def crop(self, tokens_to_remove: int) -> None:
         """Removes the last `-tokens_to_remove` slots (Transformers' convention: the argument is not positive)."""
-        self.set_length(max(0, self.length + min(0, tokens_to_remove)))
+        if tokens_to_remove > 0:
+            raise ValueError(f"crop takes minus the number of tokens to remove, got {tokens_to_remove}")
+        self.set_length(max(0, self.length + tokens_to_remove))
 
 
 class SlabCache(Cache):  # type: ignore[misc]
@@ -164,6 +166,16 @@ class SlabCache(Cache):  # type: ignore[misc]
             for block in self._slab.blocks:
                 block.move(sources, start + settled)
         self.set_length(start + len(nodes))
+
+    def as_dynamic(self) -> DynamicCache:
+        """The same keys and values as Transformers' own cache, for callers who go on with them. Nothing is copied."""
+        cache = DynamicCache()
+        for layer in self._slab_layers:
+            plain = DynamicLayer()
+            plain.keys, plain.values = layer.keys, layer.values
+            plain.dtype, plain.device, plain.is_initialized = layer.dtype, layer.device, layer.is_initialized
+            cache.layers.append(plain)
+        return cache
 
     def set_length(self, length: int) -> None:
         """Forgets every slot from `length` on, in all layers."""

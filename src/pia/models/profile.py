@@ -1,70 +1,72 @@
-"""What is known of each model after its first use: what it can verify, what a forward costs, how well drafts do."""
+"""What is known of each model after its first use: what it can verify, and what a forward costs."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import weakref
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
-from pia.drafting.budget import Calibrator, CostCurve
+from pia.drafting.budget import CostCurve
 from pia.models.capability import Capability, Mode, declared_capability
 from pia.models.costs import measure_costs
 from pia.models.self_check import proved_capability
 
+_Answer = TypeVar("_Answer")
+
 logger = logging.getLogger("pia")
 
-
-@dataclass(frozen=True)
-class ModelProfile:
-    """One model, as it was found."""
-
-    capability: Capability
-    curve: CostCurve | None
-    """Cost of a forward; `None` where no automatic budget asked for it."""
-    calibrator: Calibrator = field(default_factory=Calibrator)
-    """Goes on from request to request."""
+# Facts about models, not state of PIA's: found out once for all who use a model, and gone with it.
+_known: weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], Any]] = weakref.WeakKeyDictionary()
+_lock = threading.RLock()
 
 
-class ModelProfiles:
-    """Profiles kept as long as their models, one per dtype, device and attention implementation."""
-
-    def __init__(self) -> None:
-        self._profiles: weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], ModelProfile]] = (
-            weakref.WeakKeyDictionary()
-        )
-        self._lock = threading.Lock()
-
-    def of(self, model: Any, *, self_check: bool, max_nodes: int | None) -> ModelProfile:
-        """Examines a model, or remembers.
-
-        Args:
-            model: a causal language model of Transformers.
-            self_check: prove what the model declares.
-            max_nodes: largest tree whose cost is of interest; `None` when costs do not matter.
-        """
-        implementation = getattr(model.config, "_attn_implementation", None)
-        key = (model.dtype, model.device, implementation, self_check, max_nodes)
-        with self._lock:
-            known = self._profiles.setdefault(model, {})
-            if key not in known:
-                known[key] = _examine(model, self_check, max_nodes)
-            return known[key]
+def capability_of(model: Any, *, self_check: bool) -> Capability:
+    """What a model can verify: as it declares, and with `self_check` as it proves. Found out at first use."""
+    return _remembered(model, ("capability", self_check), lambda: _find_capability(model, self_check))
 
 
-def _examine(model: Any, self_check: bool, max_nodes: int | None) -> ModelProfile:
-    was_training = model.training
-    model.eval()
-    try:
-        capability = declared_capability(model)
-        if self_check and capability.can_verify_chains:
+def curve_of(model: Any, *, can_branch: bool) -> CostCurve:
+    """What forwards of a model cost, measured at first use."""
+    return _remembered(model, ("curve", can_branch), lambda: _measure(model, can_branch))
+
+
+def _remembered(model: Any, question: tuple[Any, ...], find_out: Callable[[], _Answer]) -> _Answer:
+    """The answer for this model as it is now: its dtype, device and attention may be changed any time."""
+    implementation = getattr(model.config, "_attn_implementation", None)
+    key = (*question, model.dtype, model.device, implementation)
+    with _lock:
+        answers = _known.setdefault(model, {})
+        if key not in answers:
+            answers[key] = find_out()
+        answer: _Answer = answers[key]
+        return answer
+
+
+def _find_capability(model: Any, self_check: bool) -> Capability:
+    capability = declared_capability(model)
+    if self_check and capability.can_verify_chains:
+        with _evaluating(model):
             capability = proved_capability(model, capability)
-        curve = None
-        if max_nodes is not None and capability.can_verify_chains:
-            curve = measure_costs(model, max_tokens=max_nodes + 1, can_branch=capability.can_verify_trees)
-    finally:
-        model.train(was_training)
     if capability.mode != Mode.TREE:
         logger.warning("PIA decodes %s in %s mode: %s", type(model).__name__, capability.mode.label, capability.reason)
-    return ModelProfile(capability, curve)
+    return capability
+
+
+def _measure(model: Any, can_branch: bool) -> CostCurve:
+    with _evaluating(model):
+        return measure_costs(model, can_branch=can_branch)
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Puts a model into evaluation mode for a while; parts of it may be in another mode than the whole."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
