@@ -83,35 +83,55 @@ class SlabLayer(DynamicLayer):  # type: ignore[misc]
     """A layer's window on the slab. `keys` and `values` are views `[batch, heads, length, head_dim]`."""
 
     def __init__(self, slab: _Slab) -> None:
-        super().__init__()
         self.length = 0
         self._slab = slab
-        self._blocks: list[tuple[_Block, int]] = []
+        self._rows: list[tuple[_Block, int]] = []
+        self._known_views: list[torch.Tensor] = []
+        self._known_capacity = -1
+        super().__init__()
+
+    @property
+    def keys(self) -> torch.Tensor | None:
+        return self._views()[0].narrow(2, 0, self.length) if self._rows else None
+
+    @keys.setter
+    def keys(self, _: object) -> None:
+        """The slab holds the keys; the base class's own attempts to set them mean nothing here."""
+
+    @property
+    def values(self) -> torch.Tensor | None:
+        return self._views()[1].narrow(2, 0, self.length) if self._rows else None
+
+    @values.setter
+    def values(self, _: object) -> None:
+        """Likewise."""
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Takes rows in the slab for this layer's keys and values."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        self._blocks = [self._slab.place("keys", key_states), self._slab.place("values", value_states)]
+        self._rows = [self._slab.place("keys", key_states), self._slab.place("values", value_states)]
         self.is_initialized = True
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Writes new states `[batch, heads, q, head_dim]` behind the cached ones and returns all of them."""
-        start, end = self.length, self.length + key_states.shape[-2]
-        self._slab.reserve(end)
+        start, size = self.length, key_states.shape[-2]
+        self._slab.reserve(start + size)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.set_length(end)
-        self.keys[..., start:, :] = key_states
-        self.values[..., start:, :] = value_states
-        return self.keys, self.values
+        keys, values = self._views()
+        keys.narrow(2, start, size).copy_(key_states)
+        values.narrow(2, start, size).copy_(value_states)
+        self.length = start + size
+        return keys.narrow(2, 0, self.length), values.narrow(2, 0, self.length)
 
-    def set_length(self, length: int) -> None:
-        """Shows the first `length` slots."""
-        self.length = length
-        if self.is_initialized:
-            self.keys, self.values = (block.data[row, :, :, :length] for block, row in self._blocks)
+    def _views(self) -> list[torch.Tensor]:
+        """This layer's keys and values with all slots, looked up anew when the slab has grown."""
+        if self._known_capacity != self._slab.capacity:
+            self._known_views = [block.data[row] for block, row in self._rows]
+            self._known_capacity = self._slab.capacity
+        return self._known_views
 
     def get_seq_length(self) -> int:
         return self.length
@@ -123,7 +143,7 @@ class SlabLayer(DynamicLayer):  # type: ignore[misc]
         """Removes the last `-tokens_to_remove` slots (Transformers' convention: the argument is not positive)."""
         if tokens_to_remove > 0:
             raise ValueError(f"crop takes minus the number of tokens to remove, got {tokens_to_remove}")
-        self.set_length(max(0, self.length + tokens_to_remove))
+        self.length = max(0, self.length + tokens_to_remove)
 
 
 class SlabCache(Cache):  # type: ignore[misc]
@@ -180,4 +200,4 @@ class SlabCache(Cache):  # type: ignore[misc]
     def set_length(self, length: int) -> None:
         """Forgets every slot from `length` on, in all layers."""
         for layer in self._slab_layers:
-            layer.set_length(length)
+            layer.length = length

@@ -78,7 +78,7 @@ class SlabRunner:
         self._is_cuda = self.device.type == "cuda"
         self._start = 0
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def prefill(self, input_ids: torch.Tensor) -> torch.Tensor:
         options = {"logits_to_keep": 1} if self.model._supports_logits_to_keep() else {}
         position_ids = torch.arange(input_ids.shape[1], device=self.device)[None]
@@ -87,7 +87,7 @@ class SlabRunner:
             logits = self._call_prompt(ids.to(self.device), positions, options)
         return logits[-1:]
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def forward(self, token_id: int, tree: DraftTree) -> torch.Tensor:
         self._start = start = self.cache.length
         num_nodes = len(tree)
@@ -99,6 +99,7 @@ class SlabRunner:
         positions = torch.from_numpy(depths + start)[None].to(self.device)
         return self._call(ids, positions, self._mask(visible, start) if self.can_branch else None)
 
+    @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
         self.cache.keep(self._start, rows)
 
