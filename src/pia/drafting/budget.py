@@ -53,11 +53,14 @@ class Calibrator:
 
     _PRIOR = 1.0
     _DECAY = 0.99
+    _PAYOFF_DECAY = 0.8
 
     def __init__(self) -> None:
         self._expected = np.zeros(len(_EDGES) + 1)
         self._accepted = np.zeros(len(_EDGES) + 1)
         self._factors = np.ones(len(_EDGES) + 1)
+        self.payoff = 0.5
+        """What verified steps won of late, in plain steps: tokens accepted less the cost of the nodes."""
 
     def __call__(self, probs: np.ndarray) -> np.ndarray:
         """Corrected probabilities, same shape, at most 1."""
@@ -73,6 +76,10 @@ class Calibrator:
         overall = (self._accepted.sum() + self._PRIOR) / (self._expected.sum() + self._PRIOR)
         self._factors = (self._accepted + self._PRIOR * overall) / (self._expected + self._PRIOR)
 
+    def observe_payoff(self, won: float) -> None:
+        """Learns what one verified step won."""
+        self.payoff = self._PAYOFF_DECAY * self.payoff + (1 - self._PAYOFF_DECAY) * won
+
 
 class BudgetPolicy:
     """Chooses the size of each step's tree, and learns from how it went.
@@ -86,6 +93,7 @@ class BudgetPolicy:
 
     _IDLE_AFTER = 16
     _RETRY_EVERY = 4
+    _VERIFY_EVERY = 8
 
     def __init__(
         self, curve: CostCurve | None, *, max_nodes: int, fixed: int | None = None, calibrator: Calibrator | None = None
@@ -98,6 +106,7 @@ class BudgetPolicy:
         self._costs = curve.table(self.max_nodes + 1) if curve is not None else np.ones(self.max_nodes + 1)
         self._unpaid_steps = 0
         self._num_wanted = 0.0
+        self._num_held = 0
 
     @property
     def limit(self) -> int:
@@ -118,8 +127,17 @@ class BudgetPolicy:
         gains = np.concatenate(([1.0], 1.0 + np.cumsum(self.calibrator(probs))))
         best = int(np.argmax(gains / self._costs[: len(gains)]))
         self._num_wanted = max(best, 0.8 * self._num_wanted)
+        if best and self._is_held():
+            best = 0
         self._unpaid_steps = 0 if best else self._unpaid_steps + 1
         return best
+
+    def _is_held(self) -> bool:
+        """Whether a promising draft is passed over: while what was verified of late did not pay, most are."""
+        if self.calibrator.payoff >= 0:
+            return False
+        self._num_held += 1
+        return self._num_held % self._VERIFY_EVERY != 0
 
     def observe(self, proposed: DraftTree, num_verified: int, accepted: Sequence[int], first_token: int) -> None:
         """Learns from a step.
@@ -134,6 +152,8 @@ class BudgetPolicy:
         """
         if self.fixed is not None or len(proposed) == 0:
             return
+        if num_verified:
+            self.calibrator.observe_payoff(len(accepted) - (float(self._costs[num_verified]) - 1.0))
         hits = np.zeros(len(proposed), dtype=bool)
         hits[list(accepted)] = True
         known = np.arange(len(proposed)) < num_verified
