@@ -183,7 +183,6 @@ class Lookahead:
             policy,
             max_depth=config.max_depth,
             shape=config.shape if capability.can_verify_trees else "chain",
-            can_draft=can_draft,
             max_length=context_length(call.model),
             vocab_size=vocab_size(call.model),
         )

@@ -28,7 +28,6 @@ class Drafter:
         policy: chooses sizes and learns from outcomes.
         max_depth: most tokens ahead.
         shape: shape of the drafts.
-        can_draft: whether the model takes more than one token a step at all.
         max_length: position no draft may pass (the model's own limit), or `None`.
         vocab_size: ids from here on are unknown to the model and never fed; `None` for no limit.
     """
@@ -40,13 +39,12 @@ class Drafter:
         *,
         max_depth: int,
         shape: Shape = "tree",
-        can_draft: bool = True,
         max_length: int | None = None,
         vocab_size: int | None = None,
     ) -> None:
         self.session = session
         self.policy = policy
-        self._max_depth = max_depth if can_draft else 0
+        self._max_depth = max_depth
         self._shape = shape
         self._max_length = max_length
         self._vocab_size = vocab_size
