@@ -12,13 +12,6 @@ namespace {
 constexpr std::size_t kCountDelay = 12;
 constexpr std::size_t kSlotDelay = 6;
 
-struct HashedContexts {
-  ContextHashes hashes;
-  std::size_t count = 0;
-
-  std::span<const std::uint64_t> known() const { return {hashes.data(), count}; }
-};
-
 std::size_t chunk_size(std::size_t chunk) { return std::size_t{1} << chunk; }
 
 }  // namespace
@@ -42,28 +35,28 @@ ContextTable::~ContextTable() {
   }
 }
 
-void ContextTable::insert(Tokens text, std::size_t first, float weight) {
-  std::array<HashedContexts, kCountDelay + 1> ring;
+void ContextTable::insert(Tokens text, std::size_t first) {
+  std::array<ContextHashes, kCountDelay + 1> ring;
   const std::size_t begin = std::max<std::size_t>(first, 1);
   for (std::size_t i = begin; i < text.size() + kCountDelay; ++i) {
     if (i < text.size()) {
-      HashedContexts& ahead = ring[i % ring.size()];
-      ahead.count = hash_contexts(text.data() + i, i, ahead.hashes);
-      for (const std::uint64_t hash : ahead.known()) prefetch_header(hash);
+      ContextHashes& ahead = ring[i % ring.size()];
+      hash_contexts(text.data() + i, i, ahead);
+      ahead.for_each([&](std::uint64_t hash) { prefetch_header(hash); });
     }
     if (i >= begin + kSlotDelay && i - kSlotDelay < text.size()) {
-      for (const std::uint64_t hash : ring[(i - kSlotDelay) % ring.size()].known()) prefetch(hash);
+      ring[(i - kSlotDelay) % ring.size()].for_each([&](std::uint64_t hash) { prefetch(hash); });
     }
     if (i >= begin + kCountDelay) {
       const std::size_t now = i - kCountDelay;
-      for (const std::uint64_t hash : ring[now % ring.size()].known()) count(hash, text[now], weight);
+      ring[now % ring.size()].for_each([&](std::uint64_t hash) { count(hash, text[now]); });
     }
   }
 }
 
-void ContextTable::count(std::uint64_t hash, TokenId token, float weight) {
+void ContextTable::count(std::uint64_t hash, TokenId token) {
   Segment& segment = segment_at(address(num_segments_.load(std::memory_order_relaxed), hash));
-  update(segment, [&] { segment.add(hash, token, weight, meter_); });
+  update(segment, [&] { segment.add(hash, token, meter_); });
   if (num_contexts() > next_split_at_) split_one();
 }
 

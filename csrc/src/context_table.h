@@ -26,8 +26,8 @@ class ContextTable {
   ContextTable(const ContextTable&) = delete;
   ContextTable& operator=(const ContextTable&) = delete;
 
-  // Counts text[i], for each i >= first, after each context that ends before it, with `weight`.
-  void insert(Tokens text, std::size_t first, float weight);
+  // Counts text[i], for each i >= first, after each context that ends before it.
+  void insert(Tokens text, std::size_t first);
 
   // Calls `read(Continuations)` if the context is known, while its segment is locked for readers.
   template <class Read>
@@ -75,7 +75,7 @@ class ContextTable {
 
   RwSpinLock* lock_of(Segment& segment) const { return is_concurrent_ ? &segment.lock : nullptr; }
 
-  void count(std::uint64_t hash, TokenId token, float weight);
+  void count(std::uint64_t hash, TokenId token);
   bool add_segment_header(std::uint32_t index);
   void split_one();
 

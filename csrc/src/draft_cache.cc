@@ -13,9 +13,6 @@ std::size_t log_share(std::size_t max_bytes) { return max_bytes / 16; }
 // What the contexts of one more token may take, generously.
 constexpr std::size_t kTableBytesPerToken = 200;
 
-// Counts of the own output against those of the prompt, in the own table.
-constexpr float kOutputWeight = 1.0f;
-
 bool is_among(TokenId token, const std::vector<TokenId>& few) {
   return std::find(few.begin(), few.end(), token) != few.end();
 }
@@ -45,7 +42,7 @@ void DraftCache::learn(Tokens text, const std::vector<TokenId>& stop_ids, const 
     const auto stop = std::find_if(text.begin(), text.end(), [&](TokenId t) { return is_among(t, stop_ids); });
     const auto length = static_cast<std::size_t>(stop - text.begin()) + (stop != text.end());
     const Tokens sequence = text.first(length);
-    target->table.insert(sequence, 0, 1.0f);
+    target->table.insert(sequence, 0);
     // Of a sequence larger than the whole log, the end is remembered.
     const Tokens remembered = sequence.last(std::min(sequence.size(), TokenLog::capacity(log_meter_.limit())));
     while (!target->log.try_append(remembered) && target->log.drop_oldest()) {
@@ -199,9 +196,9 @@ struct DraftSession::Own {
       : meter(request_meter),
         text(prompt.begin(), prompt.end()),
         num_prompt(prompt.size()),
-        table(request_meter, false, kNumOrders * prompt.size()) {
+        table(request_meter, false, kNumShapes * prompt.size()) {
     book_text();
-    table.insert(text, 0, 1.0f);
+    table.insert(text, 0);
   }
 
   ~Own() { meter.release(num_text_bytes); }
@@ -241,7 +238,7 @@ void DraftSession::observe(Tokens tokens) {
   const std::size_t first = own_->text.size();
   own_->text.insert(own_->text.end(), tokens.begin(), tokens.end());
   own_->book_text();
-  own_->table.insert(own_->text, first, kOutputWeight);
+  own_->table.insert(own_->text, first);
 }
 
 void DraftSession::end(bool commit) {

@@ -7,29 +7,29 @@ namespace pia {
 namespace {
 
 // Room for every continuation of both tables at all orders, at most half full.
-constexpr std::size_t kNumMarks = std::bit_ceil(2 * 2 * kNumOrders * Segment::kMaxEdges);
+constexpr std::size_t kNumMarks = std::bit_ceil(2 * 2 * kNumDense * kMaxContinuations);
 constexpr int kMarkShift = 32 - std::countr_zero(kNumMarks);
 
 }  // namespace
 
-NextTokenModel::NextTokenModel() : marks_(kNumMarks) { candidates_.reserve(2 * kNumOrders * Segment::kMaxEdges); }
+NextTokenModel::NextTokenModel() : marks_(kNumMarks) { candidates_.reserve(2 * kNumDense * kMaxContinuations); }
 
 std::span<const Candidate> NextTokenModel::predict(Tokens recent, const ContextTable& own, const ContextTable& shared,
                                                    float min_prob) {
   ContextHashes hashes;
-  const std::size_t num_orders = hash_contexts(recent.data() + recent.size(), recent.size(), hashes);
-  for (std::size_t i = 0; i < num_orders; ++i) shared.prefetch(hashes[i]);
-  for (std::size_t i = 0; i < num_orders; ++i) own.prefetch(hashes[i]);
+  hash_contexts(recent.data() + recent.size(), recent.size(), hashes);
+  for (const std::uint64_t hash : hashes.dense()) shared.prefetch(hash);
+  for (const std::uint64_t hash : hashes.dense()) own.prefetch(hash);
   candidates_.clear();
   if (++epoch_ == 0) {  // wrapped: old marks could look new
     std::fill(marks_.begin(), marks_.end(), Mark{});
     epoch_ = 1;
   }
   float escape = 1.0f;
-  for (std::size_t i = num_orders; i-- > 0 && escape >= kMinEscape;) {
-    collect(own, hashes[i], own_);
-    collect(shared, hashes[i], shared_);
-    if (own_.size + shared_.size > 0) escape = add_order(kOrders[i], escape);
+  for (std::size_t i = hashes.num_dense; i-- > 0 && escape >= kMinEscape;) {
+    collect(own, hashes.values[i], own_);
+    collect(shared, hashes.values[i], shared_);
+    if (own_.size + shared_.size > 0) escape = add_order(kShapes[i].length, escape);
   }
   return best(min_prob);
 }
@@ -38,7 +38,7 @@ void NextTokenModel::collect(const ContextTable& table, std::uint64_t hash, Coun
   counts.total = 0;
   counts.size = 0;
   table.visit(hash, [&](const Continuations& found) {
-    counts.total = found.total;
+    counts.total = static_cast<float>(found.total);
     counts.size = static_cast<std::uint32_t>(found.edges.size());
     std::copy(found.edges.begin(), found.edges.end(), counts.edges.begin());
   });
@@ -61,10 +61,10 @@ float NextTokenModel::add_order(std::uint32_t order, float escape) {
   const float share = total > discount ? discount / total : 0.5f;
   const float scale = escape * (1.0f - share) / total;
   for (std::uint32_t i = 0; i < own_.size; ++i) {
-    candidates_[places_[i]].own += scale * kOwnWeight * own_.edges[i].count;
+    candidates_[places_[i]].own += scale * kOwnWeight * static_cast<float>(own_.edges[i].count);
   }
   for (std::uint32_t i = 0; i < shared_.size; ++i) {
-    candidates_[places_[own_.size + i]].shared += scale * shared_.edges[i].count;
+    candidates_[places_[own_.size + i]].shared += scale * static_cast<float>(shared_.edges[i].count);
   }
   return escape * share;
 }

@@ -41,7 +41,7 @@ class NextTokenModel {
   struct Counts {
     float total = 0;
     std::uint32_t size = 0;
-    std::array<Edge, Segment::kMaxEdges> edges;
+    std::array<Edge, kMaxContinuations> edges;
   };
   struct Mark {
     std::uint32_t epoch = 0;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <limits>
 
 namespace pia {
 
@@ -21,14 +22,16 @@ std::uint32_t range_for(std::size_t num_contexts) {
 // Array sizes come in eight steps per doubling, so that what one segment gives back fits the next and the heap does not
 // fall to pieces.
 std::uint32_t rounded(std::uint32_t size) {
-  const std::uint32_t step = std::max(1u, std::bit_floor(size) / 8);
+  const std::uint32_t step = std::max(2u, std::bit_floor(size) / 8);
   return (size + step - 1) / step * step;
 }
 
-std::uint32_t arena_for(std::uint32_t num_edges) { return num_edges + num_edges / 4 + 4; }
+std::uint32_t arena_for(std::uint32_t num_edges) { return num_edges + num_edges / 4; }
 
 // A context that was common once is gone after so many rounds without being seen.
 constexpr std::uint8_t kMaxCredit = 32;
+
+constexpr std::uint32_t kMaxTotal = std::numeric_limits<std::uint32_t>::max();
 
 std::uint8_t raised(std::uint8_t credit) { return std::min<std::uint8_t>(credit + 1, kMaxCredit); }
 
@@ -70,83 +73,81 @@ Segment::Place Segment::seek(std::uint64_t hash) const {
   return {i, false};
 }
 
-bool Segment::add(std::uint64_t hash, TokenId token, float weight, MemoryMeter& meter) {
+bool Segment::add(std::uint64_t hash, TokenId token, MemoryMeter& meter) {
   for (int attempt = 0; attempt < 3; ++attempt) {
     const Place place = seek(hash);
-    if (place.is_known ? reinforce(slots_.load(std::memory_order_relaxed)[place.index], token, weight)
-                       : insert(place.index, hash, token, weight)) {
-      return true;
-    }
-    if (!make_room(meter)) return false;
+    Slot* slot = slots_.load(std::memory_order_relaxed) + place.index;
+    if (place.is_known ? reinforce(*slot, token) : insert(place.index, hash, token)) return true;
+    const std::uint32_t num_edges = place.is_known ? std::min(slot->num_edges + 1u, kMaxEdges) : 0;
+    if (!make_room(num_edges, meter)) return false;
   }
   return false;
 }
 
 // Makes a new context at its place, moving what lies behind it up to the next gap. False if that would be too dense.
-bool Segment::insert(std::uint32_t at, std::uint64_t hash, TokenId token, float weight) {
+bool Segment::insert(std::uint32_t at, std::uint64_t hash, TokenId token) {
   if (is_full(num_contexts_ + 1, range_.load(std::memory_order_relaxed))) return false;
   Slot* slots = slots_.load(std::memory_order_relaxed);
   std::uint32_t gap = at;
   while (gap < num_slots_ && slots[gap].num_edges != 0) ++gap;
   if (gap == num_slots_) return false;
   std::move_backward(slots + at, slots + gap, slots + gap + 1);
-  slots[at] = Slot{static_cast<std::uint32_t>(hash), token, weight, key_of(hash), 1, 1};
+  slots[at] = Slot{static_cast<std::uint32_t>(hash), token, 1, key_of(hash), 1, 1};
   ++num_contexts_;
   return true;
 }
 
-// Fades the context's counts, then counts `token`. False, and nothing changed, if the arena has no room for it.
-bool Segment::reinforce(Slot& slot, TokenId token, float weight) {
-  if (slot.num_edges == 1) {
-    if (slot.value == token) {
-      slot.total = slot.total * kCountDecay + weight;
-    } else if (!append_edge(slot, {token, weight})) {
-      return false;
+// Counts `token` after a known context. False, and nothing changed, if the arena has no room for it.
+bool Segment::reinforce(Slot& slot, TokenId token) {
+  if (slot.total == kMaxTotal) return true;
+  if (slot.num_edges == 1 && slot.value == token) {
+    ++slot.total;
+  } else if (slot.num_edges == 1) {
+    if (!append_edge(slot, token)) return false;
+  } else {
+    Edge* edges = edges_ + slot.value;
+    Edge* known = std::find_if(edges, edges + slot.num_edges, [token](const Edge& e) { return e.token == token; });
+    if (known != edges + slot.num_edges) {
+      raise(edges, known);
+      ++slot.total;
+    } else if (slot.num_edges < kMaxEdges) {
+      if (!append_edge(slot, token)) return false;
+    } else {  // the rarest gives way
+      slot.total -= known[-1].count - 1;
+      known[-1] = {token, 0};
+      raise(edges, known - 1);
     }
-    slot.credit = raised(slot.credit);
-    return true;
   }
-  Edge* edges = edges_ + slot.value;
-  std::uint32_t at = 0;
-  while (at < slot.num_edges && edges[at].token != token) ++at;
-  if (at == slot.num_edges && slot.num_edges < kMaxEdges) {
-    if (!append_edge(slot, {token, weight})) return false;
-    slot.credit = raised(slot.credit);
-    return true;
-  }
-  if (at == slot.num_edges) {  // full: the rarest gives way
-    --at;
-    slot.total -= edges[at].count;
-    edges[at] = {token, 0.0f};
-  }
-  for (std::uint32_t i = 0; i < slot.num_edges; ++i) edges[i].count *= kCountDecay;
-  slot.total = slot.total * kCountDecay + weight;
-  edges[at].count += weight;
-  for (; at > 0 && edges[at].count > edges[at - 1].count; --at) std::swap(edges[at], edges[at - 1]);
   slot.credit = raised(slot.credit);
   return true;
 }
 
-// Fades the context's counts and gives it one more continuation, in a larger block if need be.
-bool Segment::append_edge(Slot& slot, Edge edge) {
+// Counts `edge` once more and moves it to its new place among the `edges` before it.
+void Segment::raise(Edge* edges, Edge* edge) {
+  const Edge counted{edge->token, edge->count + 1};
+  Edge* to = edge;
+  while (to > edges && comes_before(counted, to[-1])) --to;
+  std::move_backward(to, edge, edge + 1);
+  *to = counted;
+}
+
+// Gives a context one more continuation, seen once, in a larger block if need be.
+bool Segment::append_edge(Slot& slot, TokenId token) {
   const std::uint32_t count = slot.num_edges;
   const std::uint32_t wanted = class_of(count + 1);
-  const Edge single{slot.value, slot.total};
-  const Edge* old = edges_of(slot, single).data();
   Edge* edges = edges_ + slot.value;
   if (count == 1 || wanted != class_of(count)) {
     const std::uint32_t block = take_block(wanted);
     if (block == kNoBlock) return false;
+    const Edge single{slot.value, slot.total};
     edges = edges_ + block;
-    std::copy(old, old + count, edges);
+    std::ranges::copy(edges_of(slot, single), edges);
     if (count > 1) give_block(slot.value, class_of(count));
     slot.value = block;
   }
-  for (std::uint32_t i = 0; i < count; ++i) edges[i].count *= kCountDecay;
-  std::uint32_t at = count;
-  for (; at > 0 && edge.count > edges[at - 1].count; --at) edges[at] = edges[at - 1];
-  edges[at] = edge;
-  slot.total = slot.total * kCountDecay + edge.count;
+  edges[count] = {token, 0};
+  raise(edges, edges + count);
+  ++slot.total;
   slot.num_edges = static_cast<std::uint8_t>(count + 1);
   return true;
 }
@@ -169,14 +170,16 @@ void Segment::give_block(std::uint32_t block, std::uint32_t size_class) {
   free_blocks_[size_class] = block;
 }
 
-// Lays the segment out anew with free room in both arrays, keeping as many contexts as the memory allows.
-bool Segment::make_room(MemoryMeter& meter) {
+// Lays the segment out anew with free room in both arrays, at least for a block of `num_edges`, keeping as many contexts
+// as the memory allows.
+bool Segment::make_room(std::uint32_t num_edges, MemoryMeter& meter) {
+  const std::uint32_t num_free = num_edges ? kClassSizes[class_of(num_edges)] : 0;
   Staging& staged = staging();
   stage_if(staged, [](const Slot&) { return true; });
-  if (reload(staged, meter)) return true;
+  if (reload(staged, num_free, meter)) return true;
   for (const std::uint32_t quarters : {1u, 2u, 3u, 4u}) {
     stage_survivors(staged, (num_contexts_ * quarters + 3) / 4);
-    if (reload(staged, meter)) return true;
+    if (reload(staged, num_free, meter)) return true;
   }
   return false;
 }
@@ -224,7 +227,7 @@ void Segment::stage_survivors(Staging& staged, std::uint32_t num_victims) const 
 }
 
 // Replaces the contents by `staged`, in arrays made to measure. False, and nothing changed, if the meter refuses.
-bool Segment::reload(const Staging& staged, MemoryMeter& meter) {
+bool Segment::reload(const Staging& staged, std::uint32_t num_free_edges, MemoryMeter& meter) {
   if (staged.slots.empty() && num_slots_ > 0) {
     clear(meter);
     return true;
@@ -233,11 +236,8 @@ bool Segment::reload(const Staging& staged, MemoryMeter& meter) {
   const std::uint32_t overflow = std::min(num_wanted, kMaxOverflow);
   const std::uint32_t num_slots = rounded(num_wanted + overflow);
   const std::uint32_t range = num_slots - overflow;
-  // The first block ever, or one of the largest class, must fit in what is free.
-  const std::uint32_t capacity =
-      staged.num_arena_edges
-          ? rounded(std::max(arena_for(staged.num_arena_edges), staged.num_arena_edges + kMaxEdges))
-          : (num_contexts_ ? 8 : 0);
+  const std::uint32_t num_edges = staged.num_arena_edges;
+  const std::uint32_t capacity = rounded(std::max(arena_for(num_edges), num_edges + num_free_edges));
   const std::size_t before = num_bytes();
   const std::size_t after = allocated_bytes(num_slots, capacity);
   if (after > before && !meter.try_charge(after - before)) return false;
@@ -279,10 +279,10 @@ void Segment::place(const Staging& staged) {
 bool Segment::split_into(Segment& other, std::uint32_t bit, MemoryMeter& meter) {
   Staging& staged = staging();
   stage_if(staged, [bit](const Slot& slot) { return (slot.tag & bit) != 0; });
-  if (!other.reload(staged, meter)) return false;
+  if (!other.reload(staged, 0, meter)) return false;
   stage_if(staged, [bit](const Slot& slot) { return (slot.tag & bit) == 0; });
   // Smaller than before, so the meter can't refuse, but for the least sizes: then the old arrays will do.
-  if (!reload(staged, meter)) {
+  if (!reload(staged, 0, meter)) {
     other.clear(meter);
     return false;
   }
@@ -292,7 +292,7 @@ bool Segment::split_into(Segment& other, std::uint32_t bit, MemoryMeter& meter) 
 void Segment::shrink(float share, MemoryMeter& meter) {
   Staging& staged = staging();
   stage_survivors(staged, static_cast<std::uint32_t>(std::ceil(static_cast<float>(num_contexts_) * share)));
-  reload(staged, meter);
+  reload(staged, 0, meter);
 }
 
 void Segment::clear(MemoryMeter& meter) {
@@ -329,7 +329,7 @@ std::optional<std::string> Segment::find_place_fault(std::uint32_t place) const 
 }
 
 std::optional<std::string> Segment::find_edge_fault(const Slot& slot, std::vector<bool>& is_taken) const {
-  if (!(slot.total > 0) || !std::isfinite(slot.total)) return "a total is not positive";
+  if (slot.total == 0) return "a total is not positive";
   if (slot.num_edges == 1) return std::nullopt;
   if (slot.num_edges > kMaxEdges) return "a context has too many continuations";
   const std::uint32_t size = kClassSizes[class_of(slot.num_edges)];
@@ -339,16 +339,16 @@ std::optional<std::string> Segment::find_edge_fault(const Slot& slot, std::vecto
     is_taken[i] = true;
   }
   const Edge* edges = edges_ + slot.value;
-  float sum = 0;
+  std::uint64_t sum = 0;
   for (std::uint32_t i = 0; i < slot.num_edges; ++i) {
-    if (!(edges[i].count >= 0)) return "a count is negative";
-    if (i > 0 && edges[i].count > edges[i - 1].count) return "continuations are out of order";
+    if (edges[i].count == 0) return "a count is zero";
+    if (i > 0 && !comes_before(edges[i - 1], edges[i])) return "continuations are out of order";
     for (std::uint32_t j = 0; j < i; ++j) {
       if (edges[j].token == edges[i].token) return "a continuation lies there twice";
     }
     sum += edges[i].count;
   }
-  if (std::abs(sum - slot.total) > 1e-3f * (1.0f + sum)) return "a total is not the sum of its counts";
+  if (sum != slot.total) return "a total is not the sum of its counts";
   return std::nullopt;
 }
 

@@ -8,6 +8,7 @@
 // microseconds. All memory is charged to a MemoryMeter first; when nothing is left the least useful contexts go.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <optional>
@@ -24,22 +25,16 @@ namespace pia {
 struct Slot {
   std::uint32_t tag;      // bits 0..31 of the hash; the low ones also choose the segment
   std::uint32_t value;    // the only continuation, or where the edges begin in the arena
-  float total;            // sum of the counts
+  std::uint32_t total;    // sum of the counts
   std::uint16_t key;      // bits 32..47 of the hash; slots are sorted by it
   std::uint8_t num_edges; // 0 marks a free slot
   std::uint8_t credit;    // how often it was seen, less what eviction rounds took
 };
 static_assert(sizeof(Slot) == 16);
 
-// Continuations of one context, most frequent first.
-struct Continuations {
-  float total;
-  std::span<const Edge> edges;
-};
-
 class alignas(64) Segment {
  public:
-  static constexpr std::uint32_t kMaxEdges = 64;  // continuations kept per context; the rarest makes room
+  static constexpr std::uint32_t kMaxEdges = 255;  // continuations kept per context; the rarest makes room
 
   Segment() = default;
   ~Segment();
@@ -56,7 +51,8 @@ class alignas(64) Segment {
     if (!place.is_known) return false;
     const Slot& slot = slots_.load(std::memory_order_relaxed)[place.index];
     const Edge single{slot.value, slot.total};
-    read(Continuations{slot.total, edges_of(slot, single)});
+    const auto edges = edges_of(slot, single);
+    read(Continuations{slot.total, edges.first(std::min<std::size_t>(edges.size(), kMaxContinuations))});
     return true;
   }
 
@@ -69,7 +65,7 @@ class alignas(64) Segment {
   // --- Writers: hold `lock` alone --------------------------------------------------------------------------------
   // Counts `token` after the context. Makes room by growing or, when memory is spent, by evicting. The context is
   // dropped (false) only if not even that gave room.
-  bool add(std::uint64_t hash, TokenId token, float weight, MemoryMeter& meter);
+  bool add(std::uint64_t hash, TokenId token, MemoryMeter& meter);
 
   // Moves the contexts whose hash has `bit` set to the empty segment `other`. False, and nothing moved, without memory.
   bool split_into(Segment& other, std::uint32_t bit, MemoryMeter& meter);
@@ -99,9 +95,10 @@ class alignas(64) Segment {
   };
   static Staging& staging();  // one per thread, reused
 
-  static constexpr std::uint32_t kNumClasses = 11;
+  static constexpr std::uint32_t kNumClasses = 15;
   static constexpr std::uint32_t kNoBlock = 0xffffffffu;
-  static constexpr std::array<std::uint8_t, kNumClasses> kClassSizes = {2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64};
+  static constexpr std::array<std::uint8_t, kNumClasses> kClassSizes = {2,  3,  4,  6,  8,   12,  16, 24,
+                                                                       32, 48, 64, 96, 128, 192, 255};
 
   static std::uint32_t class_of(std::uint32_t num_edges);
   static std::uint16_t key_of(std::uint64_t hash) { return static_cast<std::uint16_t>(hash >> 32); }
@@ -116,17 +113,18 @@ class alignas(64) Segment {
     return {edges_ + slot.value, slot.num_edges};
   }
 
-  bool insert(std::uint32_t at, std::uint64_t hash, TokenId token, float weight);
-  bool reinforce(Slot& slot, TokenId token, float weight);
-  bool append_edge(Slot& slot, Edge edge);
+  bool insert(std::uint32_t at, std::uint64_t hash, TokenId token);
+  bool reinforce(Slot& slot, TokenId token);
+  static void raise(Edge* edges, Edge* edge);
+  bool append_edge(Slot& slot, TokenId token);
   std::uint32_t take_block(std::uint32_t size_class);
   void give_block(std::uint32_t block, std::uint32_t size_class);
 
-  bool make_room(MemoryMeter& meter);
+  bool make_room(std::uint32_t num_edges, MemoryMeter& meter);
   template <class Keep>
   void stage_if(Staging& staged, Keep&& keep) const;
   void stage_survivors(Staging& staged, std::uint32_t num_victims) const;
-  bool reload(const Staging& staged, MemoryMeter& meter);
+  bool reload(const Staging& staged, std::uint32_t num_free_edges, MemoryMeter& meter);
   void place(const Staging& staged);
   std::optional<std::string> find_place_fault(std::uint32_t place) const;
   std::optional<std::string> find_edge_fault(const Slot& slot, std::vector<bool>& is_taken) const;

@@ -11,21 +11,42 @@ namespace pia {
 using TokenId = std::uint32_t;
 using Tokens = std::span<const TokenId>;
 
-// A context is the last k tokens, for each of these k.
-inline constexpr std::array<std::uint32_t, 5> kOrders = {1, 2, 4, 8, 16};
-inline constexpr std::size_t kNumOrders = kOrders.size();
-inline constexpr std::uint32_t kMaxOrder = kOrders.back();
+// Which of the latest tokens make a context: `length` of them, after leaving out the last `skip`. Sparse contexts
+// (skip > 0) go on matching where the text at hand differs from what was learned in its last token.
+struct ContextShape {
+  std::uint32_t skip;
+  std::uint32_t length;
+  constexpr std::uint32_t span() const { return skip + length; }
+};
+
+// Dense shapes first, in ascending order, then the sparse ones, likewise.
+inline constexpr std::array<ContextShape, 7> kShapes = {{{0, 1}, {0, 2}, {0, 4}, {0, 8}, {0, 16}, {1, 1}, {1, 2}}};
+inline constexpr std::size_t kNumShapes = kShapes.size();
+inline constexpr std::size_t kNumDense = 5;
+inline constexpr std::size_t kNumSparse = kNumShapes - kNumDense;
+inline constexpr std::uint32_t kMaxOrder = 16;  // no context reaches further back
+
+// As many continuations of a context are handed to readers, the most frequent ones.
+inline constexpr std::uint32_t kMaxContinuations = 64;
 
 // Token ids must fit in 31 bits, so that they survive a trip through int32.
 inline constexpr std::int64_t kMaxVocabSize = std::int64_t{1} << 31;
 
-// The counts of a context fade by this factor whenever the context is seen again.
-inline constexpr float kCountDecay = 0.98f;
-
-// One continuation of a context.
+// One continuation of a context, and how often it was seen.
 struct Edge {
   TokenId token;
-  float count;
+  std::uint32_t count;
+};
+
+// The order in which continuations lie: most frequent first, then by id, whatever order they were learned in.
+constexpr bool comes_before(const Edge& a, const Edge& b) {
+  return a.count != b.count ? a.count > b.count : a.token < b.token;
+}
+
+// What a context says: its most frequent continuations, and the count of all.
+struct Continuations {
+  std::uint32_t total;
+  std::span<const Edge> edges;
 };
 
 enum class Source : std::uint8_t { kOwn = 0, kShared = 1 };

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 ORDERS = (1, 2, 4, 8, 16)
-DECAY = 0.98
+SHAPES = (*((0, order) for order in ORDERS), (1, 1), (1, 2))  # (tokens skipped, tokens taken)
 DISCOUNT = 0.9
 OWN_WEIGHT = 2.0
 MAX_PROB = 0.98
 MAX_CHILDREN = 12
-MAX_EDGES = 64
+MAX_EDGES = 255
+MAX_READ = 64
 MIN_ESCAPE = 0.01
 MIN_PATH_PROB = 1e-6
 
@@ -22,25 +23,32 @@ class Node(NamedTuple):
     prob: float
 
 
+Context = tuple[int, tuple[int, ...]]  # tokens skipped, tokens taken
+
+
 class SlowTable:
     """Counts of continuations by context."""
 
     def __init__(self) -> None:
-        self.counts: dict[tuple[int, ...], dict[int, float]] = {}
+        self.counts: dict[Context, dict[int, int]] = {}
 
     def learn(self, text: Sequence[int], first: int = 0) -> None:
         for end in range(max(first, 1), len(text)):
-            for order in ORDERS:
-                if order <= end:
-                    self._count(tuple(text[end - order : end]), text[end])
+            for skip, length in SHAPES:
+                if skip + length <= end:
+                    self._count((skip, tuple(text[end - skip - length : end - skip])), text[end])
 
-    def _count(self, context: tuple[int, ...], token: int) -> None:
+    def _count(self, context: Context, token: int) -> None:
         counts = self.counts.setdefault(context, {})
         if token not in counts and len(counts) == MAX_EDGES:
-            del counts[min(counts, key=lambda known: counts[known])]
-        for known in counts:
-            counts[known] *= DECAY
-        counts[token] = counts.get(token, 0.0) + 1.0
+            del counts[min(counts, key=lambda known: (counts[known], -known))]
+        counts[token] = counts.get(token, 0) + 1
+
+    def read(self, context: Context) -> tuple[int, dict[int, int]]:
+        """The count of all continuations, and the most frequent of them."""
+        counts = self.counts.get(context, {})
+        order = sorted(counts, key=lambda token: (-counts[token], token))
+        return sum(counts.values()), {token: counts[token] for token in order[:MAX_READ]}
 
 
 def predict(context: Sequence[int], own: SlowTable, shared: SlowTable) -> dict[int, float]:
@@ -50,14 +58,17 @@ def predict(context: Sequence[int], own: SlowTable, shared: SlowTable) -> dict[i
     for order in reversed(ORDERS):
         if order > len(context) or escape < MIN_ESCAPE:
             continue
-        key = tuple(context[len(context) - order :])
+        key = (0, tuple(context[len(context) - order :]))
         counts: dict[int, float] = {}
+        total = 0.0
         for table, weight in ((own, OWN_WEIGHT), (shared, 1.0)):
-            for token, count in table.counts.get(key, {}).items():
+            seen, found = table.read(key)
+            total += weight * seen
+            for token, count in found.items():
                 counts[token] = counts.get(token, 0.0) + weight * count
         if not counts:
             continue
-        total, discount = sum(counts.values()), DISCOUNT * len(counts)
+        discount = DISCOUNT * len(counts)
         share = discount / total if total > discount else 0.5
         for token, count in counts.items():
             probs[token] = probs.get(token, 0.0) + escape * (1 - share) * count / total

