@@ -18,9 +18,14 @@ struct DraftNode {
 
 class DraftBuilder {
  public:
-  // The nodes are valid until the next call.
-  std::span<const DraftNode> build(Tokens text, const ContextTable& own, const ContextTable& shared,
-                                   std::size_t budget, std::uint32_t max_depth);
+  explicit DraftBuilder(std::shared_ptr<MixingModel> mixing) : model_(std::move(mixing)) {}
+
+  // The tree that goes on from `text`. The nodes are valid until the next call.
+  std::span<const DraftNode> build(Tokens text, const DraftSources& sources, std::size_t budget,
+                                   std::uint32_t max_depth);
+
+  // Learns from what came true: the tokens of `text` from `first` on. The tables must not have counted them yet.
+  void learn(Tokens text, std::size_t first, const DraftSources& sources);
 
  private:
   // A frontier entry is a node not yet in the tree; `rank` settles ties by age.
@@ -29,7 +34,9 @@ class DraftBuilder {
     std::uint32_t rank;
   };
 
-  void expand(Tokens text, const ContextTable& own, const ContextTable& shared, std::int32_t parent);
+  void expand(Tokens text, const DraftSources& sources, std::int32_t parent);
+  void calibrate();
+  void learn_paths(Tokens truth);
   Tokens recent_tokens(Tokens text, std::int32_t node);
   void push(const DraftNode& node);
   DraftNode pop();
@@ -37,6 +44,7 @@ class DraftBuilder {
 
   NextTokenModel model_;
   std::vector<DraftNode> nodes_;
+  std::vector<float> path_probs_;  // of the nodes, before calibration
   std::vector<Pending> frontier_;  // a heap, best on top
   std::array<TokenId, kMaxOrder> recent_;
   std::uint32_t next_rank_ = 0;

@@ -192,11 +192,12 @@ std::vector<std::shared_ptr<Namespace>> DraftCache::all() const {
 }
 
 struct DraftSession::Own {
-  Own(MemoryMeter& request_meter, Tokens prompt)
+  Own(MemoryMeter& request_meter, std::shared_ptr<MixingModel> mixing, Tokens prompt)
       : meter(request_meter),
         text(prompt.begin(), prompt.end()),
         num_prompt(prompt.size()),
-        table(request_meter, false, kNumShapes * prompt.size()) {
+        table(request_meter, false, kNumShapes * prompt.size()),
+        builder(std::move(mixing)) {
     book_text();
     table.insert(text, 0);
   }
@@ -224,13 +225,13 @@ DraftSession::DraftSession(std::shared_ptr<DraftCache> cache, std::shared_ptr<Na
       shared_(std::move(shared)),
       space_(std::move(space)),
       stop_ids_(std::move(stop_ids)),
-      own_(std::make_unique<Own>(cache_->request_meter_, prompt)) {}
+      own_(std::make_unique<Own>(cache_->request_meter_, cache_->mixing_, prompt)) {}
 
 DraftSession::~DraftSession() { end(false); }
 
 std::span<const DraftNode> DraftSession::propose(std::size_t budget, std::uint32_t max_depth) {
   if (!own_) throw std::invalid_argument("this draft session has ended; begin a new one");
-  return own_->builder.build(own_->text, own_->table, shared_->table, budget, max_depth);
+  return own_->builder.build(own_->text, {own_->table, shared_->table}, budget, max_depth);
 }
 
 void DraftSession::observe(Tokens tokens) {
@@ -238,6 +239,7 @@ void DraftSession::observe(Tokens tokens) {
   const std::size_t first = own_->text.size();
   own_->text.insert(own_->text.end(), tokens.begin(), tokens.end());
   own_->book_text();
+  own_->builder.learn(own_->text, first, {own_->table, shared_->table});
   own_->table.insert(own_->text, first);
 }
 

@@ -78,6 +78,7 @@ class DraftCache : public std::enable_shared_from_this<DraftCache> {
   MemoryMeter log_meter_;
   MemoryMeter table_meter_;
   MemoryMeter request_meter_;
+  const std::shared_ptr<MixingModel> mixing_ = std::make_shared<MixingModel>();  // a fixed size, outside the bound
   std::atomic<std::int64_t> vocab_size_{0};
   mutable std::shared_mutex spaces_lock_;
   std::map<std::string, std::shared_ptr<Namespace>> spaces_;

@@ -1,97 +1,222 @@
 #include "next_token_model.h"
 
 #include <algorithm>
+#include <bit>
 
 namespace pia {
 
 namespace {
 
-// Room for every continuation of both tables at all orders, at most half full.
-constexpr std::size_t kNumMarks = std::bit_ceil(2 * 2 * kNumDense * kMaxContinuations);
+constexpr std::size_t kNumMarks = 1024;  // at most half of them are ever taken
 constexpr int kMarkShift = 32 - std::countr_zero(kNumMarks);
+
+// How much a shape counts in the quick guess: the longer the context the more.
+constexpr std::array<float, kNumShapes> kQuickWeights = [] {
+  std::array<float, kNumShapes> weights{};
+  for (std::size_t shape = 0; shape < kNumShapes; ++shape) {
+    weights[shape] = shape < kNumDense ? static_cast<float>(shape + 1) : 0.7f * static_cast<float>(kShapes[shape].length);
+  }
+  return weights;
+}();
+
+// e^x to four digits for |x| < 80, in operations that the compiler can do on several numbers at a time.
+inline float fast_exp(float x) {
+  const float scaled = std::clamp(x, -80.0f, 80.0f) * 1.44269504f;
+  const auto whole = static_cast<std::int32_t>(scaled + (scaled < 0 ? -0.5f : 0.5f));
+  const float rest = (scaled - static_cast<float>(whole)) * 0.69314718f;
+  const float power = 1.0f + rest * (1.0f + rest * (0.5f + rest * (0.16666667f + rest * 0.041666667f)));
+  return power * std::bit_cast<float>((whole + 127) << 23);
+}
+
+// Eight sums side by side, so that the compiler need not keep the order of one.
+inline float dot(const Inputs& a, const Inputs& b) {
+  std::array<float, kGroupSize> sums{};
+  for (std::size_t i = 0; i < kNumInputs; i += kGroupSize) {
+    for (std::size_t j = 0; j < kGroupSize; ++j) sums[j] += a[i + j] * b[i + j];
+  }
+  return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
+}
 
 }  // namespace
 
-NextTokenModel::NextTokenModel() : marks_(kNumMarks) { candidates_.reserve(2 * kNumDense * kMaxContinuations); }
+NextTokenModel::NextTokenModel(std::shared_ptr<MixingModel> mixing) : mixing_(std::move(mixing)), marks_(kNumMarks) {
+  rows_.reserve(kMaxRows);
+  candidates_.reserve(kMaxCandidates);
+  refresh();
+}
 
-std::span<const Candidate> NextTokenModel::predict(Tokens recent, const ContextTable& own, const ContextTable& shared,
-                                                   float min_prob) {
+std::span<const Candidate> NextTokenModel::predict(Tokens recent, const DraftSources& sources, float min_prob) {
+  gather(recent, sources);
+  mix();
+  candidates_.clear();
+  float sum = 0;
+  for (std::size_t i = 0; i < num_kept_; ++i) sum += probs_[i];
+  const float scale = sum > 1.0f ? 1.0f / sum : 1.0f;
+  for (std::size_t i = 0; i < num_kept_; ++i) {
+    const Row& row = rows_[kept_[i]];
+    const float prob = std::min(probs_[i] * scale, kMaxProb);
+    if (prob >= min_prob) candidates_.push_back({row.token, prob, row.source});
+  }
+  // Ties go to the smaller id, so that drafts never depend on where tokens lie in memory.
+  std::sort(candidates_.begin(), candidates_.end(), [](const Candidate& a, const Candidate& b) {
+    return a.prob != b.prob ? a.prob > b.prob : a.token < b.token;
+  });
+  return candidates_;
+}
+
+void NextTokenModel::learn(Tokens recent, TokenId token, const DraftSources& sources) {
+  gather(recent, sources);
+  mix();
+  for (std::size_t i = 0; i < num_kept_; ++i) {
+    const bool is_right = rows_[kept_[i]].token == token;
+    mixing_->learn_weights(reach_, i, inputs_[i], (is_right ? 1.0f : 0.0f) - probs_[i]);
+  }
+  learn_cells(token);
+}
+
+// --- What the tables know --------------------------------------------------------------------------------------------
+
+void NextTokenModel::gather(Tokens recent, const DraftSources& sources) {
   ContextHashes hashes;
   hash_contexts(recent.data() + recent.size(), recent.size(), hashes);
-  for (const std::uint64_t hash : hashes.dense()) shared.prefetch(hash);
-  for (const std::uint64_t hash : hashes.dense()) own.prefetch(hash);
-  candidates_.clear();
+  hashes.for_each([&](std::uint64_t hash) { sources.shared.prefetch(hash); });
+  hashes.for_each([&](std::uint64_t hash) { sources.own.prefetch(hash); });
+  begin_rows();
+  gather_group(sources.own, hashes, 0);
+  gather_group(sources.shared, hashes, 1);
+  keep_best_rows();
+  fill_inputs();
+}
+
+template <class Table>
+void NextTokenModel::gather_group(const Table& table, const ContextHashes& hashes, std::size_t group) {
+  for (std::size_t shape = 0; shape < kNumShapes; ++shape) {
+    if (!hashes.has(shape)) continue;
+    bool is_known = false;
+    table.visit(hashes.values[shape], [&](const Continuations& found) { is_known = add_context(found, group, shape); });
+    if (!is_known && shape < kNumDense) {
+      shape = kNumDense - 1;  // what is unknown stays so when it gets longer
+    } else if (shape < kNumDense) {
+      reach_[group] = static_cast<std::uint8_t>(shape + 1);
+    }
+  }
+}
+
+bool NextTokenModel::add_context(const Continuations& found, std::size_t group, std::size_t shape) {
+  Context& context = contexts_[num_contexts_++];
+  context.input = static_cast<std::uint8_t>(group * kGroupSize + shape);
+  context.total = found.total;
+  context.num_distinct = static_cast<std::uint32_t>(found.edges.size());
+  context.num_edges = static_cast<std::uint8_t>(std::min(found.edges.size(), kMaxEdgesRead));
+  const float share = kQuickWeights[shape] / (static_cast<float>(found.total) + 1.0f);
+  for (std::size_t i = 0; i < context.num_edges; ++i) {
+    const Edge& edge = found.edges[i];
+    const std::uint32_t at = row_of(edge.token);
+    const float score = share * static_cast<float>(edge.count);
+    Row& row = rows_[at];
+    row.score += score;
+    if (score > row.best_share) {
+      row.best_share = score;
+      row.source = static_cast<Source>(group);
+    }
+    context.rows[i] = static_cast<std::uint16_t>(at);
+    context.counts[i] = edge.count;
+  }
+  return true;
+}
+
+void NextTokenModel::begin_rows() {
+  rows_.clear();
+  num_contexts_ = 0;
+  reach_ = {};
   if (++epoch_ == 0) {  // wrapped: old marks could look new
     std::fill(marks_.begin(), marks_.end(), Mark{});
     epoch_ = 1;
   }
-  float escape = 1.0f;
-  for (std::size_t i = hashes.num_dense; i-- > 0 && escape >= kMinEscape;) {
-    collect(own, hashes.values[i], own_);
-    collect(shared, hashes.values[i], shared_);
-    if (own_.size + shared_.size > 0) escape = add_order(kShapes[i].length, escape);
-  }
-  return best(min_prob);
 }
 
-void NextTokenModel::collect(const ContextTable& table, std::uint64_t hash, Counts& counts) const {
-  counts.total = 0;
-  counts.size = 0;
-  table.visit(hash, [&](const Continuations& found) {
-    counts.total = static_cast<float>(found.total);
-    counts.size = static_cast<std::uint32_t>(found.edges.size());
-    std::copy(found.edges.begin(), found.edges.end(), counts.edges.begin());
-  });
-}
-
-// Adds what this order says, given the weight that the longer ones left; returns the weight it leaves.
-float NextTokenModel::add_order(std::uint32_t order, float escape) {
-  places_.clear();
-  std::uint32_t num_distinct = own_.size;
-  for (std::uint32_t i = 0; i < own_.size; ++i) {
-    places_.push_back(candidate_of(own_.edges[i].token));
-    candidates_[places_.back()].last_own = order;
-  }
-  for (std::uint32_t i = 0; i < shared_.size; ++i) {
-    places_.push_back(candidate_of(shared_.edges[i].token));
-    if (candidates_[places_.back()].last_own != order) ++num_distinct;
-  }
-  const float total = kOwnWeight * own_.total + shared_.total;
-  const float discount = kDiscount * static_cast<float>(num_distinct);
-  const float share = total > discount ? discount / total : 0.5f;
-  const float scale = escape * (1.0f - share) / total;
-  for (std::uint32_t i = 0; i < own_.size; ++i) {
-    candidates_[places_[i]].own += scale * kOwnWeight * static_cast<float>(own_.edges[i].count);
-  }
-  for (std::uint32_t i = 0; i < shared_.size; ++i) {
-    candidates_[places_[own_.size + i]].shared += scale * static_cast<float>(shared_.edges[i].count);
-  }
-  return escape * share;
-}
-
-std::uint32_t NextTokenModel::candidate_of(TokenId token) {
+std::uint32_t NextTokenModel::row_of(TokenId token) {
   std::uint32_t at = (token * 0x9e3779b1u) >> kMarkShift;
   for (;; at = (at + 1) & (kNumMarks - 1)) {
     Mark& mark = marks_[at];
     if (mark.epoch != epoch_) {
-      mark = {epoch_, static_cast<std::uint32_t>(candidates_.size())};
-      candidates_.push_back({token, 0.0f, 0.0f, 0});
-      return mark.index;
+      mark = {epoch_, static_cast<std::uint32_t>(rows_.size())};
+      rows_.push_back({token, 0.0f, kNotKept, Source::kOwn, 0.0f});
+      return mark.row;
     }
-    if (candidates_[mark.index].token == token) return mark.index;
+    if (rows_[mark.row].token == token) return mark.row;
   }
 }
 
-std::span<const Candidate> NextTokenModel::best(float min_prob) {
-  // Ties go to the smaller id, so that drafts never depend on where tokens lie in memory.
-  const auto is_better = [](const Candidate& a, const Candidate& b) {
-    return a.prob() != b.prob() ? a.prob() > b.prob() : a.token < b.token;
+// Sorts the best rows into `kept_` by insertion: most rows fall short of the last one kept and cost one comparison.
+void NextTokenModel::keep_best_rows() {
+  const auto is_better = [this](std::uint16_t a, std::uint16_t b) {
+    return rows_[a].score != rows_[b].score ? rows_[a].score > rows_[b].score : rows_[a].token < rows_[b].token;
   };
-  const auto begin = candidates_.begin();
-  const auto end = std::partition(begin, candidates_.end(), [&](const Candidate& c) { return c.prob() >= min_prob; });
-  const auto count = std::min<std::ptrdiff_t>(end - begin, kMaxCandidates);
-  std::partial_sort(begin, begin + count, end, is_better);
-  return {candidates_.data(), static_cast<std::size_t>(count)};
+  num_kept_ = 0;
+  for (std::uint16_t row = 0; row < rows_.size(); ++row) {
+    if (num_kept_ == kMaxCandidates && !is_better(row, kept_.back())) continue;
+    std::size_t at = num_kept_ < kMaxCandidates ? num_kept_++ : kMaxCandidates - 1;
+    for (; at > 0 && is_better(row, kept_[at - 1]); --at) kept_[at] = kept_[at - 1];
+    kept_[at] = row;
+  }
+  for (std::size_t i = 0; i < num_kept_; ++i) rows_[kept_[i]].rank = static_cast<std::uint8_t>(i);
+}
+
+// --- From counts to probabilities ------------------------------------------------------------------------------------
+
+CellId NextTokenModel::cell(const Context& context, std::uint32_t count) const {
+  return MixingModel::cell_of(context.input / kGroupSize, context.input % kGroupSize, count, context.total,
+                              context.num_distinct);
+}
+
+// Every token starts with what known contexts say of a token they never saw.
+void NextTokenModel::fill_inputs() {
+  Inputs unseen{};
+  unseen[kBiasInput] = kBias;
+  for (std::size_t i = 0; i < num_contexts_; ++i) {
+    unseen[contexts_[i].input] = mixing_->log_odds(cell(contexts_[i], 0));
+  }
+  std::fill_n(inputs_.begin(), num_kept_, unseen);
+  for (std::size_t i = 0; i < num_contexts_; ++i) {
+    const Context& context = contexts_[i];
+    for (std::size_t j = 0; j < context.num_edges; ++j) {
+      const std::uint8_t rank = rows_[context.rows[j]].rank;
+      if (rank != kNotKept) inputs_[rank][context.input] = mixing_->log_odds(cell(context, context.counts[j]));
+    }
+  }
+}
+
+void NextTokenModel::mix() {
+  const Inputs base = weights_.at(reach_);
+  for (std::size_t i = 0; i < num_kept_; ++i) {
+    Inputs weights = weights_.by_rank[std::min(i, MixingModel::kNumRanks - 1)];
+    for (std::size_t j = 0; j < kNumInputs; ++j) weights[j] += base[j];
+    probs_[i] = dot(weights, inputs_[i]);
+  }
+  for (std::size_t i = 0; i < num_kept_; ++i) probs_[i] = 1.0f / (1.0f + fast_exp(-probs_[i]));
+}
+
+// --- Lessons ---------------------------------------------------------------------------------------------------------
+
+void NextTokenModel::learn_cells(TokenId token) {
+  for (std::size_t i = 0; i < num_contexts_; ++i) {
+    const Context& context = contexts_[i];
+    std::uint32_t num_seen = 0;
+    bool is_seen = false;
+    for (std::size_t j = 0; j < context.num_edges; ++j) {
+      const Row& row = rows_[context.rows[j]];
+      if (row.rank == kNotKept) continue;
+      ++num_seen;
+      is_seen |= row.token == token;
+      mixing_->learn_cell(cell(context, context.counts[j]), 1, row.token == token ? 1 : 0);
+    }
+    const auto num_unseen = static_cast<std::uint32_t>(num_kept_) - num_seen;
+    if (num_unseen == 0) continue;
+    const auto is_kept = [&](std::uint16_t row) { return rows_[row].token == token; };
+    const bool is_hit = !is_seen && std::any_of(kept_.begin(), kept_.begin() + num_kept_, is_kept);
+    mixing_->learn_cell(cell(context, 0), num_unseen, is_hit ? 1 : 0);
+  }
 }
 
 }  // namespace pia

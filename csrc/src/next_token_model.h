@@ -1,64 +1,100 @@
-// The tables read as a back-off language model: which tokens may follow a context, and how likely.
-//
-// For order k with counts c (this request's weighted 2, the shared ones 1), u distinct continuations and total n:
-//   p_k(t) = e_k p_{k-1}(t) + (1 - e_k) c(t) / n,   e_k = 0.9 u / n, or 1/2 where that would be 1 or more.
-// Orders without counts are skipped; below order 1 there is nothing. Unrolled from the longest context down, each
-// order adds (1 - e_k) c / n times the product of the longer orders' e, so the walk can stop once nothing is left
-// to give.
+// Which tokens may follow a context, and how likely each is: what the tables know, weighed by the mixing model.
 #pragma once
 
+#include <memory>
 #include <vector>
 
+#include "context_hash.h"
 #include "context_table.h"
+#include "mixing_model.h"
 
 namespace pia {
 
+// Where one request drafts from.
+struct DraftSources {
+  const ContextTable& own;     // its prompt and its output so far
+  const ContextTable& shared;  // what other requests produced
+};
+
 struct Candidate {
   TokenId token;
-  float own;                  // probability that comes from this request's counts
-  float shared;               // and from the shared ones
-  std::uint32_t last_own;     // the last order at which this request's counts named it
-  float prob() const { return own + shared; }
+  float prob;
+  Source source;  // whose counts speak for it most
 };
 
 class NextTokenModel {
  public:
-  static constexpr std::size_t kMaxCandidates = 12;
-  static constexpr float kDiscount = 0.9f;
-  static constexpr float kOwnWeight = 2.0f;
-  static constexpr float kMaxProb = 0.98f;
-  // Once less than this is left for the shorter contexts, they are not asked.
-  static constexpr float kMinEscape = 0.01f;
+  static constexpr std::size_t kMaxCandidates = 16;
+  static constexpr float kMaxProb = 0.999f;
 
-  NextTokenModel();
+  explicit NextTokenModel(std::shared_ptr<MixingModel> mixing);
 
-  // The likeliest next tokens after `recent` (oldest first, at most the last 16 tokens matter), best first, as far as
-  // they reach `min_prob`. Probabilities are not capped. The result is valid until the next call.
-  std::span<const Candidate> predict(Tokens recent, const ContextTable& own, const ContextTable& shared,
-                                     float min_prob);
+  // Fetches the weights as they are now; to be called before a tree is grown.
+  void refresh() { mixing_->copy_weights(weights_); }
+
+  // The likeliest next tokens after `recent` (oldest first; its last kMaxOrder tokens matter), best first, as far as they
+  // reach `min_prob`. The result is valid until the next call.
+  std::span<const Candidate> predict(Tokens recent, const DraftSources& sources, float min_prob);
+
+  // Teaches the mixing model that `token` followed `recent`. The tables must not have counted it yet.
+  void learn(Tokens recent, TokenId token, const DraftSources& sources);
+
+  MixingModel& mixing() { return *mixing_; }
 
  private:
-  struct Counts {
-    float total = 0;
-    std::uint32_t size = 0;
-    std::array<Edge, kMaxContinuations> edges;
+  static constexpr std::size_t kMaxEdgesRead = 12;  // of each context, the most frequent
+  static constexpr std::size_t kMaxRows = kNumGroups * kNumShapes * kMaxEdgesRead;
+  static constexpr std::uint8_t kNotKept = 0xff;
+
+  // A token on its way to become a candidate. `score` is a quick guess that decides which few are worth a closer look.
+  struct Row {
+    TokenId token;
+    float score;
+    std::uint8_t rank;
+    Source source;
+    float best_share;
+  };
+  // A known context: its cells by count are not looked up before it is clear which tokens are kept.
+  struct Context {
+    std::uint8_t input;  // which of the inputs it feeds
+    std::uint8_t num_edges;
+    std::uint32_t total;
+    std::uint32_t num_distinct;
+    std::array<std::uint16_t, kMaxEdgesRead> rows;
+    std::array<std::uint32_t, kMaxEdgesRead> counts;
   };
   struct Mark {
     std::uint32_t epoch = 0;
-    std::uint32_t index = 0;
+    std::uint32_t row = 0;
   };
 
-  void collect(const ContextTable& table, std::uint64_t hash, Counts& counts) const;
-  float add_order(std::uint32_t order, float escape);
-  std::uint32_t candidate_of(TokenId token);
-  std::span<const Candidate> best(float min_prob);
+  void gather(Tokens recent, const DraftSources& sources);
+  template <class Table>
+  void gather_group(const Table& table, const ContextHashes& hashes, std::size_t group);
+  bool add_context(const Continuations& found, std::size_t group, std::size_t shape);
+  void begin_rows();
+  std::uint32_t row_of(TokenId token);
+  void keep_best_rows();
+  void fill_inputs();
+  void mix();
+  CellId cell(const Context& context, std::uint32_t count) const;
+  void learn_cells(TokenId token);
 
-  std::vector<Candidate> candidates_;
-  std::vector<std::uint32_t> places_;  // of candidates in the order at hand
-  std::vector<Mark> marks_;            // token -> index in candidates_, open addressing, emptied by a new epoch
+  const std::shared_ptr<MixingModel> mixing_;
+  MixingModel::Weights weights_;
+
+  // The context at hand.
+  std::vector<Row> rows_;
+  std::vector<Mark> marks_;  // token -> row, open addressing, emptied by a new epoch
   std::uint32_t epoch_ = 0;
-  Counts own_;
-  Counts shared_;
+  std::array<Context, kNumGroups * kNumShapes> contexts_;
+  std::size_t num_contexts_ = 0;
+  Reach reach_{};
+  std::array<std::uint16_t, kMaxCandidates> kept_;  // rows, best score first
+  std::size_t num_kept_ = 0;
+  alignas(64) std::array<Inputs, kMaxCandidates> inputs_;
+  std::array<float, kMaxCandidates> probs_;
+  std::vector<Candidate> candidates_;
 };
 
 }  // namespace pia

@@ -20,11 +20,11 @@ struct ContextShape {
 };
 
 // Dense shapes first, in ascending order, then the sparse ones, likewise.
-inline constexpr std::array<ContextShape, 7> kShapes = {{{0, 1}, {0, 2}, {0, 4}, {0, 8}, {0, 16}, {1, 1}, {1, 2}}};
+inline constexpr std::array<ContextShape, 7> kShapes = {{{0, 1}, {0, 2}, {0, 4}, {0, 12}, {1, 1}, {1, 2}, {2, 1}}};
 inline constexpr std::size_t kNumShapes = kShapes.size();
-inline constexpr std::size_t kNumDense = 5;
+inline constexpr std::size_t kNumDense = 4;
 inline constexpr std::size_t kNumSparse = kNumShapes - kNumDense;
-inline constexpr std::uint32_t kMaxOrder = 16;  // no context reaches further back
+inline constexpr std::uint32_t kMaxOrder = 12;  // no context reaches further back
 
 // As many continuations of a context are handed to readers, the most frequent ones.
 inline constexpr std::uint32_t kMaxContinuations = 64;

@@ -1,0 +1,208 @@
+#include "mixing_model.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+namespace pia {
+
+namespace {
+
+// Steps of the gradient: for the weights by reach; those by rank are shared by more lessons and go half as fast.
+constexpr float kReachRate = 0.004f;
+constexpr float kRankRate = 0.002f;
+
+// A cell averages its first lessons and then follows at this rate.
+constexpr float kMinCellRate = 0.005f;
+constexpr float kMaxSeen = 255.0f;
+
+constexpr float kDenseWeight = 0.25f;
+constexpr float kSparseWeight = 0.15f;
+
+// How fast path statistics fade, and how many expected tokens they start with.
+constexpr float kPathDecay = 0.9995f;
+constexpr float kPathPrior = 2.0f;
+
+// Counts and totals in steps that widen: each bucket begins here.
+constexpr std::array<std::uint32_t, 10> kCountSteps = {0, 1, 2, 3, 4, 6, 10, 17, 40, 100};
+constexpr std::array<std::uint32_t, 11> kTotalSteps = {1, 2, 3, 4, 6, 10, 17, 33, 80, 200, 1000};
+constexpr std::size_t kNumSpreads = 4;
+constexpr std::size_t kCellsPerShape = kCountSteps.size() * kTotalSteps.size() * kNumSpreads;
+constexpr std::size_t kNumStreaks = 16;
+constexpr std::size_t kNumHypotheses = kNumGroups - 1;
+constexpr std::size_t kNumCountCells = kNumGroups * kNumShapes * kCellsPerShape;
+constexpr std::size_t kNumCells = kNumCountCells + kNumHypotheses * kNumStreaks;
+
+constexpr std::uint32_t kTabled = 256;
+
+template <std::size_t n>
+constexpr auto bucket_table(const std::array<std::uint32_t, n>& steps) {
+  std::array<std::uint8_t, kTabled> table{};
+  for (std::uint32_t value = 0; value < kTabled; ++value) {
+    for (std::size_t i = 0; i < n; ++i) {
+      if (value >= steps[i]) table[value] = static_cast<std::uint8_t>(i);
+    }
+  }
+  return table;
+}
+
+constexpr auto kCountBuckets = bucket_table(kCountSteps);
+constexpr auto kTotalBuckets = bucket_table(kTotalSteps);
+
+std::size_t count_bucket(std::uint32_t count) { return count < kTabled ? kCountBuckets[count] : kCountSteps.size() - 1; }
+
+std::size_t total_bucket(std::uint32_t total) {
+  return total < kTabled ? kTotalBuckets[total] : kTotalSteps.size() - (total < kTotalSteps.back() ? 2 : 1);
+}
+
+// How scattered the continuations of a context are: always the same, or few, some, many for its total.
+std::size_t spread_of(std::uint32_t num_distinct, std::uint32_t total) {
+  if (num_distinct == 1) return 0;
+  const auto distinct = std::uint64_t{num_distinct};
+  if (4 * distinct < total) return 1;
+  return 5 * distinct < 3 * std::uint64_t{total} ? 2 : 3;
+}
+
+float log_odds_of(float prob) {
+  const float p = std::clamp(prob, 1e-5f, 1.0f - 1e-5f);
+  return std::log(p / (1.0f - p));
+}
+
+// What a cell believes before its first lesson: its token's share of the counts, less a discount while they are few.
+float first_guess(std::size_t count_step, std::size_t total_step) {
+  const auto total = static_cast<float>(kTotalSteps[total_step]);
+  const auto count = std::min(static_cast<float>(kCountSteps[count_step]), total);
+  if (count == 0) return std::max(0.3f / (total + 3.0f), 0.002f);
+  const float discount = count < 3 ? 0.5f : 0.0f;
+  return std::min((count - discount) / (total + 0.6f), 0.97f);
+}
+
+void add(std::atomic<float>& to, float value) {
+  to.store(to.load(std::memory_order_relaxed) + value, std::memory_order_relaxed);
+}
+
+template <class From, class To>
+void copy_values(const From& from, To& to) {
+  for (std::size_t i = 0; i < to.size(); ++i) to[i] = from[i].load(std::memory_order_relaxed);
+}
+
+template <class To>
+void set_first_weights(To& weights) {
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    const std::size_t shape = i % kGroupSize;
+    float weight = i == kBiasInput ? 0.0f : 1.0f;
+    if (shape < kNumShapes) weight = shape < kNumDense ? kDenseWeight : kSparseWeight;
+    weights[i].store(weight, std::memory_order_relaxed);
+  }
+}
+
+std::size_t reach_index(const Reach& reach) { return reach[0] * (kNumDense + 1) + reach[1]; }
+
+}  // namespace
+
+MixingModel::MixingModel() : cells_(kNumCells) {
+  const auto set = [this](std::size_t cell, float prob) {
+    cells_[cell].prob.store(prob, std::memory_order_relaxed);
+    cells_[cell].log_odds.store(log_odds_of(prob), std::memory_order_relaxed);
+    cells_[cell].num_seen.store(0, std::memory_order_relaxed);
+  };
+  for (std::size_t cell = 0; cell < kNumCountCells; ++cell) {
+    const std::size_t step = cell / kNumSpreads % (kCountSteps.size() * kTotalSteps.size());
+    set(cell, first_guess(step / kTotalSteps.size(), step % kTotalSteps.size()));
+  }
+  for (std::size_t i = 0; i < kNumHypotheses * kNumStreaks; ++i) {
+    const auto streak = static_cast<float>(i % kNumStreaks);
+    set(kNumCountCells + i, i < kNumStreaks ? 1.0f - 0.4f / (1.0f + streak * streak) : 0.3f);
+  }
+  for (auto& weights : by_reach_) set_first_weights(weights);
+  for (auto& weights : by_corpus_reach_) set_first_weights(weights);
+  for (auto& weights : by_rank_) {
+    for (auto& weight : weights) weight.store(0.0f, std::memory_order_relaxed);
+  }
+  for (auto& bin : bins_) {
+    bin.expected.store(0, std::memory_order_relaxed);
+    bin.right.store(0, std::memory_order_relaxed);
+  }
+}
+
+CellId MixingModel::cell_of(std::size_t group, std::size_t shape, std::uint32_t count, std::uint32_t total,
+                            std::uint32_t num_distinct) {
+  const std::size_t step = count_bucket(count) * kTotalSteps.size() + total_bucket(total);
+  return static_cast<CellId>((group * kNumShapes + shape) * kCellsPerShape + step * kNumSpreads +
+                             spread_of(num_distinct, total));
+}
+
+CellId MixingModel::prediction_cell(std::size_t hypothesis, std::uint32_t streak) {
+  // One by one to eight, then in steps of a factor of two.
+  const std::uint32_t bucket = streak < 8 ? streak : static_cast<std::uint32_t>(std::bit_width(streak)) + 4;
+  return static_cast<CellId>(kNumCountCells + hypothesis * kNumStreaks +
+                             std::min<std::size_t>(bucket, kNumStreaks - 1));
+}
+
+Inputs MixingModel::Weights::at(const Reach& reach) const {
+  Inputs weights;
+  const auto& first = by_reach[reach_index(reach)];
+  std::copy(first.begin(), first.end(), weights.begin());
+  const auto& last = by_corpus_reach[reach[2]];
+  std::copy(last.begin(), last.end(), weights.begin() + 2 * kGroupSize);
+  return weights;
+}
+
+void MixingModel::copy_weights(Weights& weights) const {
+  for (std::size_t i = 0; i < by_reach_.size(); ++i) copy_values(by_reach_[i], weights.by_reach[i]);
+  for (std::size_t i = 0; i < by_corpus_reach_.size(); ++i) {
+    copy_values(by_corpus_reach_[i], weights.by_corpus_reach[i]);
+  }
+  for (std::size_t i = 0; i < by_rank_.size(); ++i) copy_values(by_rank_[i], weights.by_rank[i]);
+}
+
+void MixingModel::learn_cell(CellId id, std::uint32_t num_tokens, std::uint32_t num_hits) {
+  Cell& cell = cells_[id];
+  const auto num = static_cast<float>(num_tokens);
+  const float seen = cell.num_seen.load(std::memory_order_relaxed);
+  const float rate = std::max(num / (seen + num + 0.6f), std::min(num * kMinCellRate, 0.5f));
+  const float old_prob = cell.prob.load(std::memory_order_relaxed);
+  const float prob = old_prob + rate * (static_cast<float>(num_hits) / num - old_prob);
+  cell.prob.store(prob, std::memory_order_relaxed);
+  cell.log_odds.store(log_odds_of(prob), std::memory_order_relaxed);
+  cell.num_seen.store(std::min(seen + num, kMaxSeen), std::memory_order_relaxed);
+}
+
+void MixingModel::learn_weights(const Reach& reach, std::size_t rank, const Inputs& inputs, float error) {
+  auto& by_reach = by_reach_[reach_index(reach)];
+  auto& by_corpus = by_corpus_reach_[reach[2]];
+  auto& by_rank = by_rank_[std::min(rank, kNumRanks - 1)];
+  for (std::size_t i = 0; i < kNumInputs; ++i) {
+    if (inputs[i] == 0) continue;
+    add(i < 2 * kGroupSize ? by_reach[i] : by_corpus[i - 2 * kGroupSize], kReachRate * error * inputs[i]);
+    add(by_rank[i], kRankRate * error * inputs[i]);
+  }
+}
+
+// Where on the row of bins a path lies: at 0 for certainty, two further for each factor of two below.
+float MixingModel::place_of(float path_prob) {
+  return std::clamp(-2.0f * std::log2(path_prob), 0.0f, static_cast<float>(kNumBins - 1));
+}
+
+float MixingModel::factor(std::size_t bin) const {
+  return (bins_[bin].right.load(std::memory_order_relaxed) + kPathPrior) /
+         (bins_[bin].expected.load(std::memory_order_relaxed) + kPathPrior);
+}
+
+float MixingModel::calibrated(float path_prob) const {
+  const float place = place_of(path_prob);
+  const auto bin = std::min(static_cast<std::size_t>(place), kNumBins - 2);
+  const float share = place - static_cast<float>(bin);
+  return std::min(path_prob * ((1.0f - share) * factor(bin) + share * factor(bin + 1)), 1.0f);
+}
+
+void MixingModel::learn_path(float path_prob, bool is_right) {
+  Bin& bin = bins_[static_cast<std::size_t>(place_of(path_prob) + 0.5f)];
+  const auto update = [](std::atomic<float>& sum, float value) {
+    sum.store(sum.load(std::memory_order_relaxed) * kPathDecay + value, std::memory_order_relaxed);
+  };
+  update(bin.expected, path_prob);
+  update(bin.right, is_right ? 1.0f : 0.0f);
+}
+
+}  // namespace pia

@@ -1,0 +1,94 @@
+// What is learned online about the tables: how far each kind of count can be trusted, and how path probabilities come
+// true. It holds no text.
+//
+// Logistic mixing, as in the PAQ family of compressors (Mahoney 2005), with tokens in place of bits. What a context says
+// about a token is reduced to a cell: which table and shape, how often the token and the context were seen, how many
+// tokens followed. A cell learns how often its tokens came true. A token's probability is the logistic function of a
+// weighted sum of its cells' log-odds. The weights belong to the longest contexts known and to the token's rank, and
+// follow the gradient of the coding cost. So nothing is tuned to a task: every emitted token is a lesson.
+//
+// Threads: parameters are relaxed atomics. Updates of two threads may overwrite each other, which loses a lesson and
+// nothing else.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <vector>
+
+#include "types.h"
+
+namespace pia {
+
+// Inputs come in groups of eight, a group per kind of table: one for each shape, and one more.
+inline constexpr std::size_t kNumGroups = 3;
+inline constexpr std::size_t kGroupSize = 8;
+inline constexpr std::size_t kNumInputs = kNumGroups * kGroupSize;
+static_assert(kNumShapes < kGroupSize);
+
+// The last input of the first group is constant; those of the other groups speak of a predicted output.
+inline constexpr std::size_t kBiasInput = kGroupSize - 1;
+inline constexpr float kBias = 0.4f;
+
+using Inputs = std::array<float, kNumInputs>;
+using CellId = std::uint32_t;
+
+// For each group, how many dense shapes were known: 0 to kNumDense.
+using Reach = std::array<std::uint8_t, kNumGroups>;
+
+class MixingModel {
+ public:
+  static constexpr std::size_t kNumRanks = 8;  // the last one stands for all further ranks
+
+  // A copy of the weights, so that a whole tree is grown with the same ones and without atomics.
+  struct Weights {
+    std::array<std::array<float, 2 * kGroupSize>, (kNumDense + 1) * (kNumDense + 1)> by_reach;
+    std::array<std::array<float, kGroupSize>, kNumDense + 1> by_corpus_reach;
+    std::array<Inputs, kNumRanks> by_rank;
+
+    Inputs at(const Reach& reach) const;
+  };
+
+  MixingModel();
+
+  // The cell of tokens that were seen `count` times in a context seen `total` times with so many different tokens.
+  static CellId cell_of(std::size_t group, std::size_t shape, std::uint32_t count, std::uint32_t total,
+                        std::uint32_t num_distinct);
+  // The cell of a predicted token, by how many tokens in a row the prediction has been right.
+  static CellId prediction_cell(std::size_t hypothesis, std::uint32_t streak);
+
+  float log_odds(CellId cell) const { return cells_[cell].log_odds.load(std::memory_order_relaxed); }
+  void copy_weights(Weights& weights) const;
+
+  // Of `num_tokens` tokens that this cell spoke for, `num_hits` came true.
+  void learn_cell(CellId cell, std::uint32_t num_tokens, std::uint32_t num_hits);
+  void learn_weights(const Reach& reach, std::size_t rank, const Inputs& inputs, float error);
+
+  // --- Paths -------------------------------------------------------------------------------------------------------
+  // The product of the tokens' probabilities along a path, corrected by how such paths fared.
+  float calibrated(float path_prob) const;
+  void learn_path(float path_prob, bool is_right);
+
+ private:
+  struct Cell {
+    std::atomic<float> prob;
+    std::atomic<float> log_odds;
+    std::atomic<float> num_seen;
+  };
+  struct Bin {
+    std::atomic<float> expected;
+    std::atomic<float> right;
+  };
+  using Weight = std::atomic<float>;
+
+  static constexpr std::size_t kNumBins = 41;  // of path probability, two per factor of two
+  static float place_of(float path_prob);
+  float factor(std::size_t bin) const;
+
+  std::vector<Cell> cells_;
+  std::array<std::array<Weight, 2 * kGroupSize>, (kNumDense + 1) * (kNumDense + 1)> by_reach_;
+  std::array<std::array<Weight, kGroupSize>, kNumDense + 1> by_corpus_reach_;
+  std::array<std::array<Weight, kNumInputs>, kNumRanks> by_rank_;
+  std::array<Bin, kNumBins> bins_;
+};
+
+}  // namespace pia
