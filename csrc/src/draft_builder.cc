@@ -9,35 +9,50 @@ namespace {
 // Less likely paths than this are never worth a place, however large the budget.
 constexpr float kMinPathProb = 1e-6f;
 
+// A node is looked behind only if a child with this probability would enter the tree. Children more certain than that
+// exist, but behind a node that is itself about to be the last they win little, and half of all look-ups are saved.
+constexpr float kExpectedChild = 0.4f;
+
 }  // namespace
 
-std::span<const DraftNode> DraftBuilder::build(Tokens text, const DraftSources& sources, std::size_t budget,
+std::span<const DraftNode> DraftBuilder::build(Tokens text, const PredictedOutput::State& state,
+                                               const DraftSources& sources, std::size_t budget,
                                                std::uint32_t max_depth) {
   nodes_.clear();
+  states_.assign(1, state);
   frontier_.clear();
-  next_rank_ = 0;
-  cutoff_ = kMinPathProb;
+  pending_nodes_.clear();
+  num_wanted_ = budget;
   if (budget > 0) {
     model_.refresh();
     expand(text, sources, -1);
   }
   while (!frontier_.empty()) {
-    nodes_.push_back(pop());
-    if (nodes_.size() == budget) break;
-    if (nodes_.back().depth < max_depth) {
+    add_node(text, sources);
+    if (num_wanted_ > 0 && nodes_.back().depth < max_depth) {
       expand(text, sources, static_cast<std::int32_t>(nodes_.size()) - 1);
-      trim(budget - nodes_.size());
     }
   }
   calibrate();
   return nodes_;
 }
 
+void DraftBuilder::add_node(Tokens text, const DraftSources& sources) {
+  nodes_.push_back(pop());
+  if (sources.predicted.is_empty()) return;
+  const DraftNode& node = nodes_.back();
+  const TokenId last = text.empty() ? node.token : text.back();
+  const TokenId before = node.parent < 0 ? last : nodes_[static_cast<std::size_t>(node.parent)].token;
+  states_.push_back(sources.predicted.advance(states_[static_cast<std::size_t>(node.parent + 1)], before, node.token));
+}
+
 void DraftBuilder::expand(Tokens text, const DraftSources& sources, std::int32_t parent) {
   const float prob = parent < 0 ? 1.0f : nodes_[static_cast<std::size_t>(parent)].prob;
-  if (prob * NextTokenModel::kMaxProb < cutoff_) return;  // no child could enter
+  const float cutoff = frontier_.size() < num_wanted_ ? kMinPathProb : frontier_.front().prob;
+  if (prob * kExpectedChild < cutoff) return;
   const std::uint32_t depth = parent < 0 ? 1 : nodes_[static_cast<std::size_t>(parent)].depth + 1;
-  for (const Candidate& next : model_.predict(recent_tokens(text, parent), sources, cutoff_ / prob)) {
+  const auto& state = states_[sources.predicted.is_empty() ? 0 : static_cast<std::size_t>(parent + 1)];
+  for (const Candidate& next : model_.predict(recent_tokens(text, parent), state, sources, cutoff / prob)) {
     push({next.token, parent, prob * next.prob, depth, next.source});
   }
 }
@@ -53,12 +68,15 @@ void DraftBuilder::calibrate() {
   }
 }
 
-void DraftBuilder::learn(Tokens text, std::size_t first, const DraftSources& sources) {
+PredictedOutput::State DraftBuilder::learn(Tokens text, std::size_t first, PredictedOutput::State state,
+                                           const DraftSources& sources) {
   learn_paths(text.subspan(first));
-  for (std::size_t i = std::max<std::size_t>(first, 1); i < text.size(); ++i) {
+  for (std::size_t i = first; i < text.size(); ++i) {
     const std::size_t length = std::min<std::size_t>(i, kMaxOrder);
-    model_.learn(text.subspan(i - length, length), text[i], sources);
+    model_.learn(text.subspan(i - length, length), state, text[i], sources);
+    if (!sources.predicted.is_empty()) state = sources.predicted.advance(state, text[i > 0 ? i - 1 : i], text[i]);
   }
+  return state;
 }
 
 // A node was right if its path is how the text went on, and its fate is unknown if its path leads beyond the text.
@@ -92,36 +110,24 @@ Tokens DraftBuilder::recent_tokens(Tokens text, std::int32_t node) {
   return Tokens(recent_).subspan(begin);
 }
 
-namespace {
-
-constexpr auto kIsWorse = [](const auto& a, const auto& b) {
-  return a.node.prob != b.node.prob ? a.node.prob < b.node.prob : a.rank > b.rank;
-};
-
-}  // namespace
-
 void DraftBuilder::push(const DraftNode& node) {
-  frontier_.push_back({node, next_rank_++});
-  std::push_heap(frontier_.begin(), frontier_.end(), kIsWorse);
+  const auto is_worse = [](float prob, const Pending& other) { return prob <= other.prob; };  // ties: the older first
+  const auto at = std::upper_bound(frontier_.begin(), frontier_.end(), node.prob, is_worse);
+  if (frontier_.size() == num_wanted_) {
+    if (at == frontier_.begin()) return;
+    std::move(frontier_.begin() + 1, at, frontier_.begin());
+    *(at - 1) = {node.prob, static_cast<std::uint32_t>(pending_nodes_.size())};
+  } else {
+    frontier_.insert(at, {node.prob, static_cast<std::uint32_t>(pending_nodes_.size())});
+  }
+  pending_nodes_.push_back(node);
 }
 
 DraftNode DraftBuilder::pop() {
-  std::pop_heap(frontier_.begin(), frontier_.end(), kIsWorse);
-  const DraftNode node = frontier_.back().node;
+  const DraftNode node = pending_nodes_[frontier_.back().index];
   frontier_.pop_back();
+  --num_wanted_;
   return node;
-}
-
-// Only the best `num_wanted` can still enter the tree: forgets the rest now and then, and whatever is less likely than
-// the last of these from then on.
-void DraftBuilder::trim(std::size_t num_wanted) {
-  if (frontier_.size() < 2 * num_wanted) return;
-  const auto is_better = [](const Pending& a, const Pending& b) { return kIsWorse(b, a); };
-  const auto last = frontier_.begin() + static_cast<std::ptrdiff_t>(num_wanted) - 1;
-  std::nth_element(frontier_.begin(), last, frontier_.end(), is_better);
-  cutoff_ = last->node.prob;
-  frontier_.resize(num_wanted);
-  std::make_heap(frontier_.begin(), frontier_.end(), kIsWorse);
 }
 
 }  // namespace pia

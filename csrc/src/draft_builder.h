@@ -21,34 +21,38 @@ class DraftBuilder {
   explicit DraftBuilder(std::shared_ptr<MixingModel> mixing) : model_(std::move(mixing)) {}
 
   // The tree that goes on from `text`. The nodes are valid until the next call.
-  std::span<const DraftNode> build(Tokens text, const DraftSources& sources, std::size_t budget,
-                                   std::uint32_t max_depth);
+  std::span<const DraftNode> build(Tokens text, const PredictedOutput::State& state, const DraftSources& sources,
+                                   std::size_t budget, std::uint32_t max_depth);
 
-  // Learns from what came true: the tokens of `text` from `first` on. The tables must not have counted them yet.
-  void learn(Tokens text, std::size_t first, const DraftSources& sources);
+  // Learns from what came true: the tokens of `text` from `first` on, before which the prediction stood at `state`.
+  // Returns where it stands now. The tables must not have counted these tokens yet.
+  PredictedOutput::State learn(Tokens text, std::size_t first, PredictedOutput::State state,
+                               const DraftSources& sources);
 
  private:
-  // A frontier entry is a node not yet in the tree; `rank` settles ties by age.
+  // A node that may enter the tree.
   struct Pending {
-    DraftNode node;
-    std::uint32_t rank;
+    float prob;
+    std::uint32_t index;  // in pending_nodes_
   };
 
   void expand(Tokens text, const DraftSources& sources, std::int32_t parent);
+  void add_node(Tokens text, const DraftSources& sources);
   void calibrate();
   void learn_paths(Tokens truth);
   Tokens recent_tokens(Tokens text, std::int32_t node);
   void push(const DraftNode& node);
   DraftNode pop();
-  void trim(std::size_t num_wanted);
 
   NextTokenModel model_;
   std::vector<DraftNode> nodes_;
-  std::vector<float> path_probs_;  // of the nodes, before calibration
-  std::vector<Pending> frontier_;  // a heap, best on top
+  std::vector<PredictedOutput::State> states_;  // behind the root and behind each node
+  std::vector<float> path_probs_;               // of the nodes, before calibration
+  // The frontier: the best nodes not yet in the tree, best last, never more of them than the tree still has room for.
+  std::vector<Pending> frontier_;
+  std::vector<DraftNode> pending_nodes_;
+  std::size_t num_wanted_ = 0;
   std::array<TokenId, kMaxOrder> recent_;
-  std::uint32_t next_rank_ = 0;
-  float cutoff_ = 0;  // paths less likely than this can no longer enter the tree
 };
 
 }  // namespace pia

@@ -31,7 +31,7 @@ constexpr std::size_t kCellsPerShape = kCountSteps.size() * kTotalSteps.size() *
 constexpr std::size_t kNumStreaks = 16;
 constexpr std::size_t kNumHypotheses = kNumGroups - 1;
 constexpr std::size_t kNumCountCells = kNumGroups * kNumShapes * kCellsPerShape;
-constexpr std::size_t kNumCells = kNumCountCells + kNumHypotheses * kNumStreaks;
+constexpr std::size_t kNumCells = kNumCountCells + kNumHypotheses * kNumStreaks * 2;
 
 constexpr std::uint32_t kTabled = 256;
 
@@ -48,8 +48,6 @@ constexpr auto bucket_table(const std::array<std::uint32_t, n>& steps) {
 
 constexpr auto kCountBuckets = bucket_table(kCountSteps);
 constexpr auto kTotalBuckets = bucket_table(kTotalSteps);
-
-std::size_t count_bucket(std::uint32_t count) { return count < kTabled ? kCountBuckets[count] : kCountSteps.size() - 1; }
 
 std::size_t total_bucket(std::uint32_t total) {
   return total < kTabled ? kTotalBuckets[total] : kTotalSteps.size() - (total < kTotalSteps.back() ? 2 : 1);
@@ -77,6 +75,13 @@ float first_guess(std::size_t count_step, std::size_t total_step) {
   return std::min((count - discount) / (total + 0.6f), 0.97f);
 }
 
+// The main hypothesis is sure of itself after a few right tokens; the other one is a possibility.
+float first_guess_of_prediction(std::size_t hypothesis, std::size_t streak) {
+  if (hypothesis > 0) return 0.3f;
+  const auto length = static_cast<float>(streak);
+  return 1.0f - 0.4f / (1.0f + length * length);
+}
+
 void add(std::atomic<float>& to, float value) {
   to.store(to.load(std::memory_order_relaxed) + value, std::memory_order_relaxed);
 }
@@ -100,19 +105,20 @@ std::size_t reach_index(const Reach& reach) { return reach[0] * (kNumDense + 1) 
 
 }  // namespace
 
-MixingModel::MixingModel() : cells_(kNumCells) {
+MixingModel::MixingModel() : cells_(kNumCells), log_odds_(kNumCells) {
   const auto set = [this](std::size_t cell, float prob) {
     cells_[cell].prob.store(prob, std::memory_order_relaxed);
-    cells_[cell].log_odds.store(log_odds_of(prob), std::memory_order_relaxed);
+    log_odds_[cell].store(log_odds_of(prob), std::memory_order_relaxed);
     cells_[cell].num_seen.store(0, std::memory_order_relaxed);
   };
   for (std::size_t cell = 0; cell < kNumCountCells; ++cell) {
-    const std::size_t step = cell / kNumSpreads % (kCountSteps.size() * kTotalSteps.size());
-    set(cell, first_guess(step / kTotalSteps.size(), step % kTotalSteps.size()));
+    const std::size_t total_step = cell / (kCountSteps.size() * kNumSpreads) % kTotalSteps.size();
+    set(cell, first_guess(cell % kCountSteps.size(), total_step));
   }
   for (std::size_t i = 0; i < kNumHypotheses * kNumStreaks; ++i) {
-    const auto streak = static_cast<float>(i % kNumStreaks);
-    set(kNumCountCells + i, i < kNumStreaks ? 1.0f - 0.4f / (1.0f + streak * streak) : 0.3f);
+    const float right = first_guess_of_prediction(i / kNumStreaks, i % kNumStreaks);
+    set(kNumCountCells + 2 * i, (1.0f - right) / 8.0f);
+    set(kNumCountCells + 2 * i + 1, right);
   }
   for (auto& weights : by_reach_) set_first_weights(weights);
   for (auto& weights : by_corpus_reach_) set_first_weights(weights);
@@ -125,18 +131,20 @@ MixingModel::MixingModel() : cells_(kNumCells) {
   }
 }
 
-CellId MixingModel::cell_of(std::size_t group, std::size_t shape, std::uint32_t count, std::uint32_t total,
-                            std::uint32_t num_distinct) {
-  const std::size_t step = count_bucket(count) * kTotalSteps.size() + total_bucket(total);
-  return static_cast<CellId>((group * kNumShapes + shape) * kCellsPerShape + step * kNumSpreads +
-                             spread_of(num_distinct, total));
+CellId MixingModel::cells_of(std::size_t group, std::size_t shape, std::uint32_t total, std::uint32_t num_distinct) {
+  const std::size_t row = (group * kNumShapes + shape) * kTotalSteps.size() + total_bucket(total);
+  return static_cast<CellId>((row * kNumSpreads + spread_of(num_distinct, total)) * kCountSteps.size());
 }
 
-CellId MixingModel::prediction_cell(std::size_t hypothesis, std::uint32_t streak) {
+CellId MixingModel::count_step(std::uint32_t count) {
+  return count < kTabled ? kCountBuckets[count] : static_cast<CellId>(kCountSteps.size() - 1);
+}
+
+CellId MixingModel::prediction_cells(std::size_t hypothesis, std::uint32_t streak) {
   // One by one to eight, then in steps of a factor of two.
-  const std::uint32_t bucket = streak < 8 ? streak : static_cast<std::uint32_t>(std::bit_width(streak)) + 4;
-  return static_cast<CellId>(kNumCountCells + hypothesis * kNumStreaks +
-                             std::min<std::size_t>(bucket, kNumStreaks - 1));
+  const std::uint32_t step = streak < 8 ? streak : static_cast<std::uint32_t>(std::bit_width(streak)) + 4;
+  const std::size_t row = hypothesis * kNumStreaks + std::min<std::size_t>(step, kNumStreaks - 1);
+  return static_cast<CellId>(kNumCountCells + 2 * row);
 }
 
 Inputs MixingModel::Weights::at(const Reach& reach) const {
@@ -164,7 +172,7 @@ void MixingModel::learn_cell(CellId id, std::uint32_t num_tokens, std::uint32_t 
   const float old_prob = cell.prob.load(std::memory_order_relaxed);
   const float prob = old_prob + rate * (static_cast<float>(num_hits) / num - old_prob);
   cell.prob.store(prob, std::memory_order_relaxed);
-  cell.log_odds.store(log_odds_of(prob), std::memory_order_relaxed);
+  log_odds_[id].store(log_odds_of(prob), std::memory_order_relaxed);
   cell.num_seen.store(std::min(seen + num, kMaxSeen), std::memory_order_relaxed);
 }
 

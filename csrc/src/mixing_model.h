@@ -25,7 +25,7 @@ inline constexpr std::size_t kGroupSize = 8;
 inline constexpr std::size_t kNumInputs = kNumGroups * kGroupSize;
 static_assert(kNumShapes < kGroupSize);
 
-// The last input of the first group is constant; those of the other groups speak of a predicted output.
+// The last input of the first group is constant; those of the other two speak of a predicted output.
 inline constexpr std::size_t kBiasInput = kGroupSize - 1;
 inline constexpr float kBias = 0.4f;
 
@@ -50,13 +50,15 @@ class MixingModel {
 
   MixingModel();
 
-  // The cell of tokens that were seen `count` times in a context seen `total` times with so many different tokens.
-  static CellId cell_of(std::size_t group, std::size_t shape, std::uint32_t count, std::uint32_t total,
-                        std::uint32_t num_distinct);
-  // The cell of a predicted token, by how many tokens in a row the prediction has been right.
-  static CellId prediction_cell(std::size_t hypothesis, std::uint32_t streak);
+  // The cells of a context that was seen `total` times with so many different tokens: the first of a row, to which
+  // `count_step` of a token's count is added.
+  static CellId cells_of(std::size_t group, std::size_t shape, std::uint32_t total, std::uint32_t num_distinct);
+  static CellId count_step(std::uint32_t count);
+  // The cells of a predicted output, by how many tokens in a row it has been right: one for all tokens but the
+  // predicted, and behind it one for that.
+  static CellId prediction_cells(std::size_t hypothesis, std::uint32_t streak);
 
-  float log_odds(CellId cell) const { return cells_[cell].log_odds.load(std::memory_order_relaxed); }
+  float log_odds(CellId cell) const { return log_odds_[cell].load(std::memory_order_relaxed); }
   void copy_weights(Weights& weights) const;
 
   // Of `num_tokens` tokens that this cell spoke for, `num_hits` came true.
@@ -71,7 +73,6 @@ class MixingModel {
  private:
   struct Cell {
     std::atomic<float> prob;
-    std::atomic<float> log_odds;
     std::atomic<float> num_seen;
   };
   struct Bin {
@@ -85,6 +86,7 @@ class MixingModel {
   float factor(std::size_t bin) const;
 
   std::vector<Cell> cells_;
+  std::vector<std::atomic<float>> log_odds_;  // of the cells; apart, since drafting reads nothing else
   std::array<std::array<Weight, 2 * kGroupSize>, (kNumDense + 1) * (kNumDense + 1)> by_reach_;
   std::array<std::array<Weight, kGroupSize>, kNumDense + 1> by_corpus_reach_;
   std::array<std::array<Weight, kNumInputs>, kNumRanks> by_rank_;

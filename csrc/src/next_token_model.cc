@@ -2,12 +2,19 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 
 namespace pia {
 
 namespace {
 
 constexpr std::size_t kNumMarks = 1024;  // at most half of them are ever taken
+// A predicted token is always looked at closely.
+constexpr float kPredictedScore = 100.0f;
+
+// Smaller errors teach the weights next to nothing.
+constexpr float kMinError = 0.01f;
+
 constexpr int kMarkShift = 32 - std::countr_zero(kNumMarks);
 
 // How much a shape counts in the quick guess: the longer the context the more.
@@ -29,9 +36,10 @@ inline float fast_exp(float x) {
 }
 
 // Eight sums side by side, so that the compiler need not keep the order of one.
+template <std::size_t num_inputs>
 inline float dot(const Inputs& a, const Inputs& b) {
   std::array<float, kGroupSize> sums{};
-  for (std::size_t i = 0; i < kNumInputs; i += kGroupSize) {
+  for (std::size_t i = 0; i < num_inputs; i += kGroupSize) {
     for (std::size_t j = 0; j < kGroupSize; ++j) sums[j] += a[i + j] * b[i + j];
   }
   return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
@@ -40,13 +48,13 @@ inline float dot(const Inputs& a, const Inputs& b) {
 }  // namespace
 
 NextTokenModel::NextTokenModel(std::shared_ptr<MixingModel> mixing) : mixing_(std::move(mixing)), marks_(kNumMarks) {
-  rows_.reserve(kMaxRows);
   candidates_.reserve(kMaxCandidates);
   refresh();
 }
 
-std::span<const Candidate> NextTokenModel::predict(Tokens recent, const DraftSources& sources, float min_prob) {
-  gather(recent, sources);
+std::span<const Candidate> NextTokenModel::predict(Tokens recent, const PredictedOutput::State& state,
+                                                   const DraftSources& sources, float min_prob) {
+  gather(recent, state, sources, min_prob);
   mix();
   candidates_.clear();
   float sum = 0;
@@ -64,19 +72,25 @@ std::span<const Candidate> NextTokenModel::predict(Tokens recent, const DraftSou
   return candidates_;
 }
 
-void NextTokenModel::learn(Tokens recent, TokenId token, const DraftSources& sources) {
-  gather(recent, sources);
+void NextTokenModel::learn(Tokens recent, const PredictedOutput::State& state, TokenId token,
+                           const DraftSources& sources) {
+  gather(recent, state, sources, 0.0f);
   mix();
   for (std::size_t i = 0; i < num_kept_; ++i) {
-    const bool is_right = rows_[kept_[i]].token == token;
-    mixing_->learn_weights(reach_, i, inputs_[i], (is_right ? 1.0f : 0.0f) - probs_[i]);
+    const float error = (rows_[kept_[i]].token == token ? 1.0f : 0.0f) - probs_[i];
+    if (std::abs(error) > kMinError) mixing_->learn_weights(reach_, i, inputs_[i], error);
   }
   learn_cells(token);
 }
 
 // --- What the tables know --------------------------------------------------------------------------------------------
 
-void NextTokenModel::gather(Tokens recent, const DraftSources& sources) {
+// Not more than 1 / min_prob tokens can be as likely as that.
+void NextTokenModel::gather(Tokens recent, const PredictedOutput::State& state, const DraftSources& sources,
+                            float min_prob) {
+  const auto num_wanted = static_cast<std::size_t>(std::min(1.0f / std::max(min_prob, 0.01f) + 1.0f, 100.0f));
+  max_kept_ = std::min(kMaxCandidates, num_wanted);
+  max_edges_read_ = std::min(kMaxEdgesRead, num_wanted);
   ContextHashes hashes;
   hash_contexts(recent.data() + recent.size(), recent.size(), hashes);
   hashes.for_each([&](std::uint64_t hash) { sources.shared.prefetch(hash); });
@@ -84,6 +98,7 @@ void NextTokenModel::gather(Tokens recent, const DraftSources& sources) {
   begin_rows();
   gather_group(sources.own, hashes, 0);
   gather_group(sources.shared, hashes, 1);
+  gather_predicted(sources.predicted, state);
   keep_best_rows();
   fill_inputs();
 }
@@ -92,41 +107,61 @@ template <class Table>
 void NextTokenModel::gather_group(const Table& table, const ContextHashes& hashes, std::size_t group) {
   for (std::size_t shape = 0; shape < kNumShapes; ++shape) {
     if (!hashes.has(shape)) continue;
-    bool is_known = false;
-    table.visit(hashes.values[shape], [&](const Continuations& found) { is_known = add_context(found, group, shape); });
-    if (!is_known && shape < kNumDense) {
-      shape = kNumDense - 1;  // what is unknown stays so when it gets longer
-    } else if (shape < kNumDense) {
+    const auto read = [&](const Continuations& found) { add_context(found, group, shape); };
+    const bool is_known = table.visit(hashes.values[shape], read);
+    if (shape >= kNumDense) continue;
+    if (is_known) {
       reach_[group] = static_cast<std::uint8_t>(shape + 1);
+    } else {
+      shape = kNumDense - 1;  // what is unknown stays so when it gets longer
     }
   }
 }
 
-bool NextTokenModel::add_context(const Continuations& found, std::size_t group, std::size_t shape) {
+// A hypothesis is a context with one continuation, and its cells are by streak instead of by count.
+void NextTokenModel::gather_predicted(const PredictedOutput& predicted, const PredictedOutput::State& state) {
+  for (std::size_t i = 0; i < PredictedOutput::kNumHypotheses; ++i) {
+    const TokenId* expected = predicted.expected(state, i);
+    if (!expected) continue;
+    const std::uint32_t at = row_of(*expected);
+    scores_[at] += kPredictedScore;
+    rows_[at].source = Source::kPredicted;
+    rows_[at].best_share = kPredictedScore;
+    Context& context = contexts_[num_contexts_++];
+    context.input = static_cast<std::uint8_t>((i + 1) * kGroupSize + kNumShapes);
+    context.cells = MixingModel::prediction_cells(i, state.streak);
+    context.num_edges = 1;
+    context.rows[0] = static_cast<std::uint8_t>(at);
+    context.count_steps[0] = 1;
+    has_third_group_ |= i == 1;
+  }
+}
+
+void NextTokenModel::add_context(const Continuations& found, std::size_t group, std::size_t shape) {
   Context& context = contexts_[num_contexts_++];
   context.input = static_cast<std::uint8_t>(group * kGroupSize + shape);
-  context.total = found.total;
-  context.num_distinct = static_cast<std::uint32_t>(found.edges.size());
-  context.num_edges = static_cast<std::uint8_t>(std::min(found.edges.size(), kMaxEdgesRead));
+  context.cells =
+      MixingModel::cells_of(group, shape, found.total, static_cast<std::uint32_t>(found.edges.size()));
+  context.num_edges = static_cast<std::uint8_t>(std::min(found.edges.size(), max_edges_read_));
   const float share = kQuickWeights[shape] / (static_cast<float>(found.total) + 1.0f);
   for (std::size_t i = 0; i < context.num_edges; ++i) {
-    const Edge& edge = found.edges[i];
+    const Edge edge = found.edges[i];
     const std::uint32_t at = row_of(edge.token);
     const float score = share * static_cast<float>(edge.count);
+    scores_[at] += score;
     Row& row = rows_[at];
-    row.score += score;
     if (score > row.best_share) {
       row.best_share = score;
       row.source = static_cast<Source>(group);
     }
-    context.rows[i] = static_cast<std::uint16_t>(at);
-    context.counts[i] = edge.count;
+    context.rows[i] = static_cast<std::uint8_t>(at);
+    context.count_steps[i] = static_cast<std::uint8_t>(MixingModel::count_step(edge.count));
   }
-  return true;
 }
 
 void NextTokenModel::begin_rows() {
-  rows_.clear();
+  num_rows_ = 0;
+  has_third_group_ = false;
   num_contexts_ = 0;
   reach_ = {};
   if (++epoch_ == 0) {  // wrapped: old marks could look new
@@ -140,8 +175,9 @@ std::uint32_t NextTokenModel::row_of(TokenId token) {
   for (;; at = (at + 1) & (kNumMarks - 1)) {
     Mark& mark = marks_[at];
     if (mark.epoch != epoch_) {
-      mark = {epoch_, static_cast<std::uint32_t>(rows_.size())};
-      rows_.push_back({token, 0.0f, kNotKept, Source::kOwn, 0.0f});
+      mark = {epoch_, static_cast<std::uint32_t>(num_rows_)};
+      rows_[num_rows_] = {token, 0.0f, Source::kOwn, kNotKept};
+      scores_[num_rows_++] = 0.0f;
       return mark.row;
     }
     if (rows_[mark.row].token == token) return mark.row;
@@ -150,49 +186,54 @@ std::uint32_t NextTokenModel::row_of(TokenId token) {
 
 // Sorts the best rows into `kept_` by insertion: most rows fall short of the last one kept and cost one comparison.
 void NextTokenModel::keep_best_rows() {
-  const auto is_better = [this](std::uint16_t a, std::uint16_t b) {
-    return rows_[a].score != rows_[b].score ? rows_[a].score > rows_[b].score : rows_[a].token < rows_[b].token;
-  };
   num_kept_ = 0;
-  for (std::uint16_t row = 0; row < rows_.size(); ++row) {
-    if (num_kept_ == kMaxCandidates && !is_better(row, kept_.back())) continue;
-    std::size_t at = num_kept_ < kMaxCandidates ? num_kept_++ : kMaxCandidates - 1;
-    for (; at > 0 && is_better(row, kept_[at - 1]); --at) kept_[at] = kept_[at - 1];
-    kept_[at] = row;
+  for (std::size_t row = 0; row < num_rows_; ++row) {
+    const float score = scores_[row];
+    const auto is_worse = [&](std::size_t other) {
+      return scores_[other] < score || (scores_[other] == score && rows_[other].token > rows_[row].token);
+    };
+    if (num_kept_ == max_kept_ && !is_worse(kept_[max_kept_ - 1])) continue;
+    std::size_t at = num_kept_ < max_kept_ ? num_kept_++ : max_kept_ - 1;
+    for (; at > 0 && is_worse(kept_[at - 1]); --at) kept_[at] = kept_[at - 1];
+    kept_[at] = static_cast<std::uint8_t>(row);
   }
   for (std::size_t i = 0; i < num_kept_; ++i) rows_[kept_[i]].rank = static_cast<std::uint8_t>(i);
 }
 
 // --- From counts to probabilities ------------------------------------------------------------------------------------
 
-CellId NextTokenModel::cell(const Context& context, std::uint32_t count) const {
-  return MixingModel::cell_of(context.input / kGroupSize, context.input % kGroupSize, count, context.total,
-                              context.num_distinct);
-}
-
 // Every token starts with what known contexts say of a token they never saw.
 void NextTokenModel::fill_inputs() {
   Inputs unseen{};
   unseen[kBiasInput] = kBias;
   for (std::size_t i = 0; i < num_contexts_; ++i) {
-    unseen[contexts_[i].input] = mixing_->log_odds(cell(contexts_[i], 0));
+    unseen[contexts_[i].input] = mixing_->log_odds(contexts_[i].cells);
   }
   std::fill_n(inputs_.begin(), num_kept_, unseen);
   for (std::size_t i = 0; i < num_contexts_; ++i) {
     const Context& context = contexts_[i];
     for (std::size_t j = 0; j < context.num_edges; ++j) {
       const std::uint8_t rank = rows_[context.rows[j]].rank;
-      if (rank != kNotKept) inputs_[rank][context.input] = mixing_->log_odds(cell(context, context.counts[j]));
+      if (rank != kNotKept) inputs_[rank][context.input] = mixing_->log_odds(context.cells + context.count_steps[j]);
     }
   }
 }
 
 void NextTokenModel::mix() {
+  if (has_third_group_) {
+    mix_inputs<kNumInputs>();
+  } else {
+    mix_inputs<2 * kGroupSize>();
+  }
+}
+
+template <std::size_t num_inputs>
+void NextTokenModel::mix_inputs() {
   const Inputs base = weights_.at(reach_);
   for (std::size_t i = 0; i < num_kept_; ++i) {
     Inputs weights = weights_.by_rank[std::min(i, MixingModel::kNumRanks - 1)];
-    for (std::size_t j = 0; j < kNumInputs; ++j) weights[j] += base[j];
-    probs_[i] = dot(weights, inputs_[i]);
+    for (std::size_t j = 0; j < num_inputs; ++j) weights[j] += base[j];
+    probs_[i] = dot<num_inputs>(weights, inputs_[i]);
   }
   for (std::size_t i = 0; i < num_kept_; ++i) probs_[i] = 1.0f / (1.0f + fast_exp(-probs_[i]));
 }
@@ -209,13 +250,13 @@ void NextTokenModel::learn_cells(TokenId token) {
       if (row.rank == kNotKept) continue;
       ++num_seen;
       is_seen |= row.token == token;
-      mixing_->learn_cell(cell(context, context.counts[j]), 1, row.token == token ? 1 : 0);
+      mixing_->learn_cell(context.cells + context.count_steps[j], 1, row.token == token ? 1 : 0);
     }
     const auto num_unseen = static_cast<std::uint32_t>(num_kept_) - num_seen;
     if (num_unseen == 0) continue;
-    const auto is_kept = [&](std::uint16_t row) { return rows_[row].token == token; };
+    const auto is_kept = [&](std::uint8_t row) { return rows_[row].token == token; };
     const bool is_hit = !is_seen && std::any_of(kept_.begin(), kept_.begin() + num_kept_, is_kept);
-    mixing_->learn_cell(cell(context, 0), num_unseen, is_hit ? 1 : 0);
+    mixing_->learn_cell(context.cells, num_unseen, is_hit ? 1 : 0);
   }
 }
 

@@ -7,6 +7,7 @@
 #include "context_hash.h"
 #include "context_table.h"
 #include "mixing_model.h"
+#include "predicted_output.h"
 
 namespace pia {
 
@@ -14,6 +15,7 @@ namespace pia {
 struct DraftSources {
   const ContextTable& own;     // its prompt and its output so far
   const ContextTable& shared;  // what other requests produced
+  const PredictedOutput& predicted;
 };
 
 struct Candidate {
@@ -34,63 +36,70 @@ class NextTokenModel {
 
   // The likeliest next tokens after `recent` (oldest first; its last kMaxOrder tokens matter), best first, as far as they
   // reach `min_prob`. The result is valid until the next call.
-  std::span<const Candidate> predict(Tokens recent, const DraftSources& sources, float min_prob);
+  std::span<const Candidate> predict(Tokens recent, const PredictedOutput::State& state, const DraftSources& sources,
+                                     float min_prob);
 
   // Teaches the mixing model that `token` followed `recent`. The tables must not have counted it yet.
-  void learn(Tokens recent, TokenId token, const DraftSources& sources);
+  void learn(Tokens recent, const PredictedOutput::State& state, TokenId token, const DraftSources& sources);
 
   MixingModel& mixing() { return *mixing_; }
 
  private:
   static constexpr std::size_t kMaxEdgesRead = 12;  // of each context, the most frequent
-  static constexpr std::size_t kMaxRows = kNumGroups * kNumShapes * kMaxEdgesRead;
+  static constexpr std::size_t kMaxRows = kNumGroups * kNumShapes * kMaxEdgesRead + PredictedOutput::kNumHypotheses;
+  static_assert(kMaxRows <= 256);
   static constexpr std::uint8_t kNotKept = 0xff;
 
-  // A token on its way to become a candidate. `score` is a quick guess that decides which few are worth a closer look.
+  // A token on its way to become a candidate. A quick guess, its score, decides which few are worth a closer look.
   struct Row {
     TokenId token;
-    float score;
+    float best_share;  // of one context
+    Source source;     // whose context that is
     std::uint8_t rank;
-    Source source;
-    float best_share;
   };
-  // A known context: its cells by count are not looked up before it is clear which tokens are kept.
+  // A known context. Its cells are not looked up before it is clear which tokens are kept.
   struct Context {
     std::uint8_t input;  // which of the inputs it feeds
     std::uint8_t num_edges;
-    std::uint32_t total;
-    std::uint32_t num_distinct;
-    std::array<std::uint16_t, kMaxEdgesRead> rows;
-    std::array<std::uint32_t, kMaxEdgesRead> counts;
+    CellId cells;  // to which the step of a token's count is added
+    std::array<std::uint8_t, kMaxEdgesRead> rows;
+    std::array<std::uint8_t, kMaxEdgesRead> count_steps;
   };
   struct Mark {
     std::uint32_t epoch = 0;
     std::uint32_t row = 0;
   };
 
-  void gather(Tokens recent, const DraftSources& sources);
+  void gather(Tokens recent, const PredictedOutput::State& state, const DraftSources& sources, float min_prob);
   template <class Table>
   void gather_group(const Table& table, const ContextHashes& hashes, std::size_t group);
-  bool add_context(const Continuations& found, std::size_t group, std::size_t shape);
+  void gather_predicted(const PredictedOutput& predicted, const PredictedOutput::State& state);
+  void add_context(const Continuations& found, std::size_t group, std::size_t shape);
   void begin_rows();
   std::uint32_t row_of(TokenId token);
   void keep_best_rows();
   void fill_inputs();
   void mix();
-  CellId cell(const Context& context, std::uint32_t count) const;
+  template <std::size_t num_inputs>
+  void mix_inputs();
   void learn_cells(TokenId token);
 
   const std::shared_ptr<MixingModel> mixing_;
   MixingModel::Weights weights_;
 
   // The context at hand.
-  std::vector<Row> rows_;
+  std::size_t num_rows_ = 0;
+  std::array<Row, kMaxRows> rows_;
+  std::array<float, kMaxRows> scores_;
   std::vector<Mark> marks_;  // token -> row, open addressing, emptied by a new epoch
   std::uint32_t epoch_ = 0;
-  std::array<Context, kNumGroups * kNumShapes> contexts_;
+  std::array<Context, kNumGroups * kNumShapes + PredictedOutput::kNumHypotheses> contexts_;
   std::size_t num_contexts_ = 0;
   Reach reach_{};
-  std::array<std::uint16_t, kMaxCandidates> kept_;  // rows, best score first
+  bool has_third_group_ = false;
+  std::size_t max_edges_read_ = kMaxEdgesRead;
+  std::size_t max_kept_ = kMaxCandidates;
+  std::array<std::uint8_t, kMaxCandidates> kept_;  // rows, best score first
   std::size_t num_kept_ = 0;
   alignas(64) std::array<Inputs, kMaxCandidates> inputs_;
   std::array<float, kMaxCandidates> probs_;

@@ -49,6 +49,7 @@ struct Continuations {
   std::span<const Edge> edges;
 };
 
-enum class Source : std::uint8_t { kOwn = 0, kShared = 1 };
+// Who proposed a node.
+enum class Source : std::uint8_t { kOwn = 0, kShared = 1, kCorpus = 2, kPredicted = 3 };
 
 }  // namespace pia
