@@ -7,10 +7,15 @@ namespace pia {
 
 namespace {
 
-// A context is hashed this many tokens before it is counted; its segment's header is fetched into the CPU cache then,
-// and its slot, whose address is in the header, a little later.
-constexpr std::size_t kCountDelay = 15;  // with the one at hand a power of two, so that the ring is cheap to walk
-constexpr std::size_t kSlotDelay = 7;
+// A context is hashed so many tokens before it is counted. Memory is far away: each stage fetches what the next one
+// reads - the segment's header, then the slots, then the continuations. One more than kCountDelay is a power of two, so
+// that the ring is cheap to walk.
+constexpr std::size_t kCountDelay = 15;
+constexpr std::size_t kEdgesDelay = 10;
+constexpr std::size_t kSlotDelay = 5;
+
+// A table as small as this lies in the CPU cache, where looking ahead for continuations costs more than it saves.
+constexpr std::size_t kNearBytes = std::size_t{1} << 20;
 
 std::size_t chunk_size(std::size_t chunk) { return std::size_t{1} << chunk; }
 
@@ -71,6 +76,7 @@ void ContextTable::remove(Tokens text) {
 // Calls `act(hash, text[i])` for each i >= first and each context that ends before it, with what it needs on its way.
 template <class Act>
 void ContextTable::walk(Tokens text, std::size_t first, Act&& act) const {
+  const bool is_far = num_bytes() > kNearBytes;
   std::array<ContextHashes, kCountDelay + 1> ring;
   const std::size_t begin = std::max<std::size_t>(first, 1);
   for (std::size_t i = begin; i < text.size() + kCountDelay; ++i) {
@@ -79,9 +85,11 @@ void ContextTable::walk(Tokens text, std::size_t first, Act&& act) const {
       hash_contexts(text.data() + i, i, ahead);
       ahead.for_each([&](std::uint64_t hash) { prefetch_header(hash); });
     }
-    if (i >= begin + kSlotDelay && i - kSlotDelay < text.size()) {
-      ring[(i - kSlotDelay) % ring.size()].for_each([&](std::uint64_t hash) { prefetch(hash); });
-    }
+    const auto stage = [&](std::size_t delay, auto&& fetch) {
+      if (i >= begin + delay && i - delay < text.size()) ring[(i - delay) % ring.size()].for_each(fetch);
+    };
+    stage(kSlotDelay, [this](std::uint64_t hash) { prefetch(hash); });
+    if (is_far) stage(kEdgesDelay, [this](std::uint64_t hash) { segment_of(hash).prefetch_edges(hash); });
     if (i >= begin + kCountDelay) {
       const std::size_t now = i - kCountDelay;
       ring[now % ring.size()].for_each([&](std::uint64_t hash) { act(hash, text[now]); });

@@ -32,24 +32,24 @@ class ContextTable {
   // Takes back what insert(text, 0) counted, as far as it is still known.
   void remove(Tokens text);
 
-  // Calls `read(Continuations)` if the context is known, while its segment is locked for readers.
-  template <class Read>
-  bool visit(std::uint64_t hash, Read&& read) const {
-    for (;;) {
-      const std::uint32_t index = address(num_segments_.load(std::memory_order_acquire), hash);
-      Segment& segment = segment_at(index);
-      const SharedGuard guard(lock_of(segment));
-      // A split between the look and the lock may have moved the context on.
-      if (address(num_segments_.load(std::memory_order_acquire), hash) == index) return segment.visit(hash, read);
-    }
+  // Looking a context up means three reads, each of which may have to wait for memory: the segment's header, the slot,
+  // the continuations. With several contexts to look up, call these for all of them, one after the other, and visit()
+  // finds everything near. None is needed for right results.
+  void prefetch_header(std::uint64_t hash) const {
+    __builtin_prefetch(&segment_at(address(num_segments_.load(std::memory_order_acquire), hash)));
   }
-
   void prefetch(std::uint64_t hash) const {
     segment_at(address(num_segments_.load(std::memory_order_acquire), hash)).prefetch(hash);
   }
+  // True if the context is known.
+  bool prefetch_edges(std::uint64_t hash) const {
+    return with_segment(hash, [hash](const Segment& segment) { return segment.prefetch_edges(hash); });
+  }
 
-  void prefetch_header(std::uint64_t hash) const {
-    __builtin_prefetch(&segment_at(address(num_segments_.load(std::memory_order_acquire), hash)));
+  // Calls `read(Continuations)` if the context is known, while its segment is locked for readers; false if it is not.
+  template <class Read>
+  bool visit(std::uint64_t hash, Read&& read) const {
+    return with_segment(hash, [&](const Segment& segment) { return segment.visit(hash, read); });
   }
 
   // From now on one thread uses the table alone.
@@ -80,6 +80,18 @@ class ContextTable {
   }
 
   RwSpinLock* lock_of(Segment& segment) const { return is_concurrent_ ? &segment.lock : nullptr; }
+
+  // Calls `look(segment)` for the segment of `hash`, locked for readers.
+  template <class Look>
+  bool with_segment(std::uint64_t hash, Look&& look) const {
+    for (;;) {
+      const std::uint32_t index = address(num_segments_.load(std::memory_order_acquire), hash);
+      Segment& segment = segment_at(index);
+      const SharedGuard guard(lock_of(segment));
+      // A split between the look and the lock may have moved the context on.
+      if (address(num_segments_.load(std::memory_order_acquire), hash) == index) return look(segment);
+    }
+  }
 
   template <class Act>
   void walk(Tokens text, std::size_t first, Act&& act) const;

@@ -36,8 +36,10 @@ SlotPlan plan_slots(std::size_t num_contexts) {
   return {num_slots, num_slots - overflow};
 }
 
+// With slack enough that small arenas, too, grow in few steps.
 std::uint32_t plan_arena(std::uint32_t num_edges, std::uint32_t num_free_edges) {
-  return num_edges + num_free_edges ? rounded(num_edges + std::max(num_edges / 8, num_free_edges)) : 0;
+  const std::uint32_t slack = std::max({num_edges / 8, std::min(num_edges, 64u), num_free_edges});
+  return slack ? rounded(num_edges + slack) : 0;
 }
 
 // A context that was common once is gone after so many rounds without being seen.
@@ -109,6 +111,17 @@ bool Segment::insert(std::uint32_t at, std::uint64_t hash, TokenId token) {
   return true;
 }
 
+// Where `token` is among the edges, or their end. Without an early way out in the inner loop, four are compared at once.
+Edge* Segment::find_edge(Edge* edges, std::uint32_t num_edges, TokenId token) {
+  Edge* const end = edges + num_edges;
+  for (; end - edges >= 4; edges += 4) {
+    const unsigned found = (edges[0].token == token) | (edges[1].token == token) << 1 | (edges[2].token == token) << 2 |
+                           (edges[3].token == token) << 3;
+    if (found) return edges + std::countr_zero(found);
+  }
+  return std::find_if(edges, end, [token](const Edge& e) { return e.token == token; });
+}
+
 // Counts `token` after a known context. False, and nothing changed, if the arena has no room for it.
 bool Segment::reinforce(Slot& slot, TokenId token) {
   if (slot.total == kMaxTotal) return true;
@@ -118,7 +131,7 @@ bool Segment::reinforce(Slot& slot, TokenId token) {
     if (!append_edge(slot, token)) return false;
   } else {
     Edge* edges = edges_ + slot.value;
-    Edge* known = std::find_if(edges, edges + slot.num_edges, [token](const Edge& e) { return e.token == token; });
+    Edge* known = find_edge(edges, slot.num_edges, token);
     if (known != edges + slot.num_edges) {
       raise(edges, known);
       ++slot.total;
@@ -181,7 +194,7 @@ void Segment::subtract(std::uint64_t hash, TokenId token, MemoryMeter& meter) {
 void Segment::lower(Slot& slot, TokenId token) {
   Edge* edges = edges_ + slot.value;
   Edge* end = edges + slot.num_edges;
-  Edge* edge = std::find_if(edges, end, [token](const Edge& e) { return e.token == token; });
+  Edge* edge = find_edge(edges, slot.num_edges, token);
   if (edge == end) return;
   const Edge counted{token, edge->count - 1};
   for (; edge + 1 < end && comes_before(edge[1], counted); ++edge) *edge = edge[1];
@@ -295,7 +308,8 @@ bool Segment::grow_slots(MemoryMeter& meter) {
 // lies fallow that a reload is due.
 bool Segment::grow_arena(std::uint32_t num_free_edges, MemoryMeter& meter) {
   if (edge_garbage_ * 4 > edge_used_) return false;
-  const std::uint32_t capacity = plan_arena(edge_used_, num_free_edges);
+  const std::uint32_t capacity =
+      plan_arena(edge_used_, edge_capacity_ ? num_free_edges : std::max(num_free_edges, num_expected_ / 2));
   if (!recharge(num_slots_, capacity, meter)) return false;
   Edge* edges = new (std::nothrow) Edge[capacity];
   if (!edges) {

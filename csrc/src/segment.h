@@ -59,7 +59,19 @@ class alignas(64) Segment {
   // Brings the slot of `hash` towards the CPU cache; needs no lock.
   void prefetch(std::uint64_t hash) const {
     const Slot* slots = slots_.load(std::memory_order_relaxed);
-    if (slots) __builtin_prefetch(slots + home(key_of(hash), range_.load(std::memory_order_relaxed)));
+    if (!slots) return;
+    slots += home(key_of(hash), range_.load(std::memory_order_relaxed));
+    __builtin_prefetch(slots);
+    __builtin_prefetch(slots + 4);  // the next cache line: runs often reach into it
+  }
+
+  // Brings the continuations towards the CPU cache; true if the context is known.
+  bool prefetch_edges(std::uint64_t hash) const {
+    const Place place = seek(hash);
+    if (!place.is_known) return false;
+    const Slot& slot = slots_.load(std::memory_order_relaxed)[place.index];
+    if (slot.num_edges > 1) __builtin_prefetch(edges_ + slot.value);
+    return true;
   }
 
   // --- Writers: hold `lock` alone --------------------------------------------------------------------------------
@@ -121,6 +133,7 @@ class alignas(64) Segment {
 
   bool insert(std::uint32_t at, std::uint64_t hash, TokenId token);
   bool reinforce(Slot& slot, TokenId token);
+  static Edge* find_edge(Edge* edges, std::uint32_t num_edges, TokenId token);
   static void raise(Edge* edges, Edge* edge);
   bool append_edge(Slot& slot, TokenId token);
   void lower(Slot& slot, TokenId token);
