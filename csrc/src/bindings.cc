@@ -9,8 +9,9 @@
 
 #include <cstring>
 #include <stdexcept>
+#include <unordered_map>
 
-#include "draft_cache.h"
+#include "draft_session.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -62,36 +63,58 @@ class Turn {
 };
 
 std::unique_ptr<DraftSession> begin(DraftCache& cache, const TokenArray& prompt,
-                                    const std::vector<std::int64_t>& stop_ids, const std::string& space) {
+                                    const std::vector<std::int64_t>& stop_ids, const std::string& space,
+                                    const std::string& request, const TokenArray& predicted) {
   const Tokens tokens = checked(prompt, cache.vocab_size());
+  const Tokens expected = checked(predicted, cache.vocab_size());
   const auto stops = checked(stop_ids, 0);
   const nb::gil_scoped_release released;
-  return cache.begin(tokens, stops, space);
+  return cache.begin(tokens, stops, space, request, expected);
 }
 
 void learn(DraftCache& cache, const TokenArray& text, const std::vector<std::int64_t>& stop_ids,
-           const std::string& space) {
+           const std::string& space, const std::string& request) {
   const Tokens tokens = checked(text, cache.vocab_size());
   const auto stops = checked(stop_ids, 0);
   const nb::gil_scoped_release released;
-  cache.learn(tokens, stops, space);
+  cache.learn(tokens, stops, space, request);
 }
 
-// Learns `lengths[0]` tokens as one sequence, the next `lengths[1]` as another, and so on.
-void learn_many(DraftCache& cache, const TokenArray& text, const TokenArray& lengths, const std::string& space) {
-  Tokens tokens = checked(text, cache.vocab_size());
-  std::size_t sum = 0;
+std::size_t forget_text(DraftCache& cache, const TokenArray& text, const std::vector<std::int64_t>& stop_ids,
+                        const std::string& space) {
+  const Tokens tokens = checked(text, cache.vocab_size());
+  const auto stops = checked(stop_ids, 0);
+  const nb::gil_scoped_release released;
+  return cache.forget_text(tokens, stops, space);
+}
+
+const std::string& request_at(const std::vector<std::string>& requests, std::int64_t owner) {
+  static const std::string none;
+  if (owner < 0) return none;
+  if (static_cast<std::size_t>(owner) >= requests.size()) throw std::invalid_argument("a sequence has an unknown owner");
+  return requests[static_cast<std::size_t>(owner)];
+}
+
+// Learns `lengths[0]` tokens as one sequence, the next `lengths[1]` as another, and so on. `owners` may be empty, or
+// say for each sequence which of `requests` it comes from (-1: none).
+void learn_many(DraftCache& cache, const TokenArray& text, const TokenArray& lengths, const TokenArray& owners,
+                const std::vector<std::string>& requests, const std::string& space) {
+  const Tokens tokens = checked(text, cache.vocab_size());
+  if (owners.size() != 0 && owners.size() != lengths.size()) {
+    throw std::invalid_argument("there must be as many owners as sequences");
+  }
+  std::vector<pia::LearnedSequence> sequences;
+  std::size_t at = 0;
   for (std::size_t i = 0; i < lengths.size(); ++i) {
     if (lengths.data()[i] < 0) throw std::invalid_argument("a sequence has a negative length");
-    sum += static_cast<std::size_t>(lengths.data()[i]);
-  }
-  if (sum != tokens.size()) throw std::invalid_argument("the lengths do not add up to the number of tokens");
-  const nb::gil_scoped_release released;
-  for (std::size_t i = 0; i < lengths.size(); ++i) {
     const auto length = static_cast<std::size_t>(lengths.data()[i]);
-    cache.learn(tokens.first(length), {}, space);
-    tokens = tokens.subspan(length);
+    if (length > tokens.size() - at) throw std::invalid_argument("the lengths do not add up to the number of tokens");
+    sequences.push_back({tokens.subspan(at, length), request_at(requests, owners.size() ? owners.data()[i] : -1)});
+    at += length;
   }
+  if (at != tokens.size()) throw std::invalid_argument("the lengths do not add up to the number of tokens");
+  const nb::gil_scoped_release released;
+  cache.learn_many(sequences, space);
 }
 
 template <class T>
@@ -99,18 +122,29 @@ nb::bytes as_bytes(const std::vector<T>& values) {
   return nb::bytes(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
 }
 
-// (tokens, lengths) of all learned sequences, each as the bytes of an int32 array.
-nb::typed<nb::tuple, nb::bytes, nb::bytes> sequences(const DraftCache& cache, const std::string& space) {
+using Log = nb::typed<nb::tuple, nb::bytes, nb::bytes, nb::bytes, std::vector<std::string>>;
+
+// (tokens, lengths, owners, requests) of all learned sequences, the first three as the bytes of int32 arrays; an owner
+// is an index into `requests`, or -1.
+Log sequences(const DraftCache& cache, const std::string& space) {
   std::vector<TokenId> tokens;
   std::vector<std::uint32_t> lengths;
+  std::vector<std::int32_t> owners;
+  std::vector<std::string> requests;
   {
     const nb::gil_scoped_release released;
-    for (const auto& sequence : cache.sequences(space)) {
+    std::unordered_map<std::string, std::int32_t> index;
+    cache.read_log(space, [&](const std::vector<TokenId>& sequence, const std::string* request) {
       lengths.push_back(static_cast<std::uint32_t>(sequence.size()));
       tokens.insert(tokens.end(), sequence.begin(), sequence.end());
-    }
+      owners.push_back(-1);
+      if (!request) return;
+      const auto [at, is_new] = index.try_emplace(*request, static_cast<std::int32_t>(requests.size()));
+      if (is_new) requests.push_back(*request);
+      owners.back() = at->second;
+    });
   }
-  return nb::typed<nb::tuple, nb::bytes, nb::bytes>(nb::make_tuple(as_bytes(tokens), as_bytes(lengths)));
+  return Log(nb::make_tuple(as_bytes(tokens), as_bytes(lengths), as_bytes(owners), requests));
 }
 
 // n nodes as one bytes object: n token ids (int32), n parents (int32), n path probabilities (float32), n sources
@@ -156,6 +190,12 @@ void observe_array(DraftSession& session, const TokenArray& tokens) {
   session.observe(ids);
 }
 
+void wait(DraftSession& session) {
+  const Turn turn(session);
+  const nb::gil_scoped_release released;
+  session.wait();
+}
+
 void end(DraftSession& session, bool commit) {
   const Turn turn(session);
   const nb::gil_scoped_release released;
@@ -172,9 +212,11 @@ NB_MODULE(_core, module) {
   nb::class_<DraftCache>(module, "Cache")
       .def_static("create", [](std::size_t max_bytes) { return std::make_shared<DraftCache>(max_bytes); },
                   "max_bytes"_a)
-      .def("begin", &begin, "prompt"_a, "stop_ids"_a, "namespace"_a)
-      .def("learn", &learn, "text"_a, "stop_ids"_a, "namespace"_a)
-      .def("learn_many", &learn_many, "text"_a, "lengths"_a, "namespace"_a)
+      .def("begin", &begin, "prompt"_a, "stop_ids"_a, "namespace"_a, "request"_a, "predicted"_a)
+      .def("learn", &learn, "text"_a, "stop_ids"_a, "namespace"_a, "request"_a)
+      .def("learn_many", &learn_many, "text"_a, "lengths"_a, "owners"_a, "requests"_a, "namespace"_a)
+      .def("forget", &DraftCache::forget, "request"_a, "namespace"_a, released())
+      .def("forget_text", &forget_text, "text"_a, "stop_ids"_a, "namespace"_a)
       .def("sequences", &sequences, "namespace"_a)
       .def("clear", nb::overload_cast<const std::string&>(&DraftCache::clear), "namespace"_a, released())
       .def("clear_all", nb::overload_cast<>(&DraftCache::clear), released())
@@ -191,6 +233,7 @@ NB_MODULE(_core, module) {
       .def("propose", &propose, "budget"_a, "max_depth"_a)
       .def("observe", &observe, "tokens"_a)
       .def("observe_array", &observe_array, "tokens"_a)
+      .def("wait", &wait)
       .def("end", &end, "commit"_a)
       .def_prop_ro("has_ended", &DraftSession::has_ended)
       .def_prop_ro("num_bytes", &DraftSession::num_bytes);

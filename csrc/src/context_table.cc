@@ -7,58 +7,19 @@ namespace pia {
 
 namespace {
 
-// A context is hashed this many tokens before it is counted; its segment's header is fetched into the CPU cache then,
-// and its slot, whose address is in the header, a little later.
-constexpr std::size_t kCountDelay = 12;
-constexpr std::size_t kSlotDelay = 6;
+// A context is hashed so many tokens before it is counted. Memory is far away: each stage fetches what the next one
+// reads - the segment's header, then the slots, then the continuations. One more than kCountDelay is a power of two, so
+// that the ring is cheap to walk.
+constexpr std::size_t kCountDelay = 15;
+constexpr std::size_t kEdgesDelay = 10;
+constexpr std::size_t kSlotDelay = 5;
+
+// A table as small as this lies in the CPU cache, where looking ahead for continuations costs more than it saves.
+constexpr std::size_t kNearBytes = std::size_t{1} << 20;
 
 std::size_t chunk_size(std::size_t chunk) { return std::size_t{1} << chunk; }
 
 }  // namespace
-
-ContextTable::ContextTable(MemoryMeter& meter, bool is_concurrent, std::size_t expected_contexts)
-    : meter_(meter), is_concurrent_(is_concurrent) {
-  const auto wanted = static_cast<std::uint32_t>(std::max<std::size_t>(1, expected_contexts / kContextsPerSegment));
-  std::uint32_t count = 0;
-  while (count < wanted && add_segment_header(count)) ++count;
-  if (count == 0) throw std::bad_alloc();
-  num_segments_.store(count, std::memory_order_release);
-  next_split_at_ = kContextsPerSegment * count;
-}
-
-ContextTable::~ContextTable() {
-  clear();
-  for (std::size_t chunk = 0; chunk < kMaxChunks; ++chunk) {
-    Segment* segments = chunks_[chunk].load(std::memory_order_relaxed);
-    if (segments) meter_.release(chunk_size(chunk) * sizeof(Segment));
-    delete[] segments;
-  }
-}
-
-void ContextTable::insert(Tokens text, std::size_t first) {
-  std::array<ContextHashes, kCountDelay + 1> ring;
-  const std::size_t begin = std::max<std::size_t>(first, 1);
-  for (std::size_t i = begin; i < text.size() + kCountDelay; ++i) {
-    if (i < text.size()) {
-      ContextHashes& ahead = ring[i % ring.size()];
-      hash_contexts(text.data() + i, i, ahead);
-      ahead.for_each([&](std::uint64_t hash) { prefetch_header(hash); });
-    }
-    if (i >= begin + kSlotDelay && i - kSlotDelay < text.size()) {
-      ring[(i - kSlotDelay) % ring.size()].for_each([&](std::uint64_t hash) { prefetch(hash); });
-    }
-    if (i >= begin + kCountDelay) {
-      const std::size_t now = i - kCountDelay;
-      ring[now % ring.size()].for_each([&](std::uint64_t hash) { count(hash, text[now]); });
-    }
-  }
-}
-
-void ContextTable::count(std::uint64_t hash, TokenId token) {
-  Segment& segment = segment_at(address(num_segments_.load(std::memory_order_relaxed), hash));
-  update(segment, [&] { segment.add(hash, token, meter_); });
-  if (num_contexts() > next_split_at_) split_one();
-}
 
 template <class Change>
 void ContextTable::update(Segment& segment, Change&& change) {
@@ -74,6 +35,65 @@ void ContextTable::update(Segment& segment, Change&& change) {
   }
   if (segment.num_bytes() != bytes) {
     num_bytes_.store(num_bytes() - bytes + segment.num_bytes(), std::memory_order_relaxed);
+  }
+}
+
+ContextTable::ContextTable(MemoryMeter& meter, bool is_concurrent, std::size_t expected_contexts)
+    : meter_(meter), is_concurrent_(is_concurrent) {
+  const auto wanted = static_cast<std::uint32_t>(std::max<std::size_t>(1, expected_contexts / (kContextsPerSegment * 3 / 4)));
+  std::uint32_t count = 0;
+  while (count < wanted && add_segment_header(count)) ++count;
+  if (count == 0) throw std::bad_alloc();
+  num_segments_.store(count, std::memory_order_release);
+  next_split_at_ = kContextsPerSegment * count;
+  for (std::uint32_t i = 0; i < count; ++i) segment_at(i).expect(static_cast<std::uint32_t>(expected_contexts / count));
+}
+
+ContextTable::~ContextTable() {
+  clear();
+  for (std::size_t chunk = 0; chunk < kMaxChunks; ++chunk) {
+    Segment* segments = chunks_[chunk].load(std::memory_order_relaxed);
+    if (segments) meter_.release(chunk_size(chunk) * sizeof(Segment));
+    delete[] segments;
+  }
+}
+
+void ContextTable::insert(Tokens text, std::size_t first) {
+  walk(text, first, [this](std::uint64_t hash, TokenId token) {
+    Segment& segment = segment_of(hash);
+    update(segment, [&] { segment.add(hash, token, meter_); });
+    if (num_contexts() > next_split_at_) split_one();
+  });
+}
+
+void ContextTable::remove(Tokens text) {
+  walk(text, 0, [this](std::uint64_t hash, TokenId token) {
+    Segment& segment = segment_of(hash);
+    update(segment, [&] { segment.subtract(hash, token, meter_); });
+  });
+}
+
+// Calls `act(hash, text[i])` for each i >= first and each context that ends before it, with what it needs on its way.
+template <class Act>
+void ContextTable::walk(Tokens text, std::size_t first, Act&& act) const {
+  const bool is_far = num_bytes() > kNearBytes;
+  std::array<ContextHashes, kCountDelay + 1> ring;
+  const std::size_t begin = std::max<std::size_t>(first, 1);
+  for (std::size_t i = begin; i < text.size() + kCountDelay; ++i) {
+    if (i < text.size()) {
+      ContextHashes& ahead = ring[i % ring.size()];
+      hash_contexts(text.data() + i, i, ahead);
+      ahead.for_each([&](std::uint64_t hash) { prefetch_header(hash); });
+    }
+    const auto stage = [&](std::size_t delay, auto&& fetch) {
+      if (i >= begin + delay && i - delay < text.size()) ring[(i - delay) % ring.size()].for_each(fetch);
+    };
+    stage(kSlotDelay, [this](std::uint64_t hash) { prefetch(hash); });
+    if (is_far) stage(kEdgesDelay, [this](std::uint64_t hash) { segment_of(hash).prefetch_edges(hash); });
+    if (i >= begin + kCountDelay) {
+      const std::size_t now = i - kCountDelay;
+      ring[now % ring.size()].for_each([&](std::uint64_t hash) { act(hash, text[now]); });
+    }
   }
 }
 

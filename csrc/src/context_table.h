@@ -4,7 +4,8 @@
 // two (each in turn), so growth comes in steps of microseconds and never doubles anything. Segment headers sit in
 // chunks of 1, 2, 4, ... that never move, so readers need no lock to find theirs.
 //
-// Threads: any number may read. Writers must be serialised by the caller (one `insert`, `clear` or `shrink` at a time).
+// Threads: any number may read. Writers must be serialised by the caller (one `insert`, `remove`, `clear` or
+// `shrink` at a time).
 #pragma once
 
 #include <atomic>
@@ -28,26 +29,31 @@ class ContextTable {
 
   // Counts text[i], for each i >= first, after each context that ends before it.
   void insert(Tokens text, std::size_t first);
+  // Takes back what insert(text, 0) counted, as far as it is still known.
+  void remove(Tokens text);
 
-  // Calls `read(Continuations)` if the context is known, while its segment is locked for readers.
-  template <class Read>
-  bool visit(std::uint64_t hash, Read&& read) const {
-    for (;;) {
-      const std::uint32_t index = address(num_segments_.load(std::memory_order_acquire), hash);
-      Segment& segment = segment_at(index);
-      const SharedGuard guard(lock_of(segment));
-      // A split between the look and the lock may have moved the context on.
-      if (address(num_segments_.load(std::memory_order_acquire), hash) == index) return segment.visit(hash, read);
-    }
-  }
-
-  void prefetch(std::uint64_t hash) const {
-    segment_at(address(num_segments_.load(std::memory_order_acquire), hash)).prefetch(hash);
-  }
-
+  // Looking a context up means three reads, each of which may have to wait for memory: the segment's header, the slot,
+  // the continuations. With several contexts to look up, call these for all of them, one after the other, and visit()
+  // finds everything near. None is needed for right results.
   void prefetch_header(std::uint64_t hash) const {
     __builtin_prefetch(&segment_at(address(num_segments_.load(std::memory_order_acquire), hash)));
   }
+  void prefetch(std::uint64_t hash) const {
+    segment_at(address(num_segments_.load(std::memory_order_acquire), hash)).prefetch(hash);
+  }
+  // True if the context is known.
+  bool prefetch_edges(std::uint64_t hash) const {
+    return with_segment(hash, [hash](const Segment& segment) { return segment.prefetch_edges(hash); });
+  }
+
+  // Calls `read(Continuations)` if the context is known, while its segment is locked for readers; false if it is not.
+  template <class Read>
+  bool visit(std::uint64_t hash, Read&& read) const {
+    return with_segment(hash, [&](const Segment& segment) { return segment.visit(hash, read); });
+  }
+
+  // From now on one thread uses the table alone.
+  void use_alone() { is_concurrent_ = false; }
 
   void clear();
   // Evicts half of one segment after another, in turn, until `bytes` are free or all had their turn.
@@ -75,7 +81,23 @@ class ContextTable {
 
   RwSpinLock* lock_of(Segment& segment) const { return is_concurrent_ ? &segment.lock : nullptr; }
 
-  void count(std::uint64_t hash, TokenId token);
+  // Calls `look(segment)` for the segment of `hash`, locked for readers.
+  template <class Look>
+  bool with_segment(std::uint64_t hash, Look&& look) const {
+    for (;;) {
+      const std::uint32_t index = address(num_segments_.load(std::memory_order_acquire), hash);
+      Segment& segment = segment_at(index);
+      const SharedGuard guard(lock_of(segment));
+      // A split between the look and the lock may have moved the context on.
+      if (address(num_segments_.load(std::memory_order_acquire), hash) == index) return look(segment);
+    }
+  }
+
+  template <class Act>
+  void walk(Tokens text, std::size_t first, Act&& act) const;
+  Segment& segment_of(std::uint64_t hash) const {
+    return segment_at(address(num_segments_.load(std::memory_order_relaxed), hash));
+  }
   bool add_segment_header(std::uint32_t index);
   void split_one();
 
@@ -84,7 +106,7 @@ class ContextTable {
   void update(Segment& segment, Change&& change);
 
   MemoryMeter& meter_;
-  const bool is_concurrent_;
+  bool is_concurrent_;
   std::array<std::atomic<Segment*>, kMaxChunks> chunks_{};
   std::atomic<std::uint32_t> num_segments_{0};
   std::atomic<std::size_t> num_contexts_{0};

@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "draft_session.h"
+
 namespace pia {
 
 namespace {
 
-// Text is some thirty times smaller than its contexts, so this share of the memory holds all that the tables know.
+// Packed text is some thirty times smaller than its contexts, so that so much of it outlasts what the tables can hold.
 std::size_t log_share(std::size_t max_bytes) { return max_bytes / 16; }
 
 // What the contexts of one more token may take, generously.
@@ -17,38 +19,74 @@ bool is_among(TokenId token, const std::vector<TokenId>& few) {
   return std::find(few.begin(), few.end(), token) != few.end();
 }
 
-}  // namespace
+// Calls `act(piece)` for the pieces of `text` between stop ids; a stop id is the last token of its piece.
+template <class Act>
+void for_each_piece(Tokens text, const std::vector<TokenId>& stop_ids, Act&& act) {
+  while (!text.empty()) {
+    const auto stop = std::find_if(text.begin(), text.end(), [&](TokenId t) { return is_among(t, stop_ids); });
+    const auto length = static_cast<std::size_t>(stop - text.begin()) + (stop != text.end());
+    act(text.first(length));
+    text = text.subspan(length);
+  }
+}
 
-std::size_t Namespace::cost(const std::string& name) { return sizeof(Namespace) + name.size() + 96; }
+}  // namespace
 
 DraftCache::DraftCache(std::size_t max_bytes)
     : max_bytes_(max_bytes), log_meter_(log_share(max_bytes)), table_meter_(max_bytes - log_share(max_bytes)) {
   if (max_bytes < kMinBytes) throw std::invalid_argument("max_bytes must be at least 65536 (64 KiB)");
 }
 
-std::unique_ptr<DraftSession> DraftCache::begin(Tokens prompt, std::vector<TokenId> stop_ids, std::string space) {
+std::unique_ptr<DraftSession> DraftCache::begin(Tokens prompt, std::vector<TokenId> stop_ids, std::string space,
+                                                std::string request, Tokens predicted) {
   auto shared = find_or_add(space);
-  return std::make_unique<DraftSession>(shared_from_this(), std::move(shared), std::move(space), prompt,
-                                        std::move(stop_ids));
+  return std::make_unique<DraftSession>(shared_from_this(), std::move(shared), std::move(space), std::move(request),
+                                        prompt, predicted, std::move(stop_ids));
 }
 
-void DraftCache::learn(Tokens text, const std::vector<TokenId>& stop_ids, const std::string& space) {
+void DraftCache::learn(Tokens text, const std::vector<TokenId>& stop_ids, const std::string& space,
+                       const std::string& request) {
   if (text.empty()) return;
   const auto target = find_or_add(space);
-  make_way_in_tables(*target, text.size());
-  make_way_in_log(text.size());
-  const std::lock_guard writing(target->writer);
-  while (!text.empty()) {
-    const auto stop = std::find_if(text.begin(), text.end(), [&](TokenId t) { return is_among(t, stop_ids); });
-    const auto length = static_cast<std::size_t>(stop - text.begin()) + (stop != text.end());
-    const Tokens sequence = text.first(length);
-    target->table.insert(sequence, 0);
-    // Of a sequence larger than the whole log, the end is remembered.
-    const Tokens remembered = sequence.last(std::min(sequence.size(), TokenLog::capacity(log_meter_.limit())));
-    while (!target->log.try_append(remembered) && target->log.drop_oldest()) {
-    }
-    text = text.subspan(length);
+  for_each_piece(text, stop_ids, [&](Tokens sequence) { learn_one(*target, sequence, request); });
+}
+
+void DraftCache::learn_many(const std::vector<LearnedSequence>& sequences, const std::string& space) {
+  if (sequences.empty()) return;
+  const auto target = find_or_add(space);
+  for (const auto& [tokens, request] : sequences) {
+    if (!tokens.empty()) learn_one(*target, tokens, request);
   }
+}
+
+void DraftCache::learn_one(Namespace& target, Tokens sequence, const std::string& request) {
+  // Of a sequence larger than the whole log the end is learned: what is not remembered could not be forgotten.
+  sequence = TokenLog::part_that_fits(sequence, request, log_meter_.limit());
+  if (sequence.empty()) return;
+  make_way_in_tables(target, sequence.size());
+  make_way_in_log(TokenLog::cost(sequence, request));
+  const std::lock_guard writing(target.writer);
+  target.learn(sequence, request);
+}
+
+std::size_t DraftCache::forget(const std::string& request, const std::string& space) {
+  std::size_t num_tokens = 0;
+  if (const auto target = find(space)) {
+    const std::lock_guard writing(target->writer);
+    num_tokens = target->forget_request(request);
+  }
+  forget_if_empty(space);
+  return num_tokens;
+}
+
+std::size_t DraftCache::forget_text(Tokens text, const std::vector<TokenId>& stop_ids, const std::string& space) {
+  std::size_t num_tokens = 0;
+  if (const auto target = find(space)) {
+    const std::lock_guard writing(target->writer);
+    for_each_piece(text, stop_ids, [&](Tokens sequence) { num_tokens += target->forget_sequence(sequence); });
+  }
+  forget_if_empty(space);
+  return num_tokens;
 }
 
 // When memory is spent, a namespace that holds less than its fair share takes from the largest one. (Otherwise it
@@ -71,23 +109,22 @@ void DraftCache::shrink_largest(const Namespace* except, std::size_t num_bytes) 
   largest->table.shrink(num_bytes);
 }
 
-void DraftCache::make_way_in_log(std::size_t num_tokens) {
-  const std::size_t wanted = std::min(TokenLog::cost(num_tokens), log_meter_.limit());
-  while (log_meter_.limit() - log_meter_.used() < wanted) {
+// When the logs are full, the one that holds most forgets its oldest sequences.
+void DraftCache::make_way_in_log(std::size_t num_bytes) {
+  while (log_meter_.limit() - log_meter_.used() < num_bytes) {
     const auto spaces = all();
     const auto largest = *std::max_element(spaces.begin(), spaces.end(), [](const auto& a, const auto& b) {
       return a->log.num_tokens() < b->log.num_tokens();
     });
     const std::lock_guard writing(largest->writer);
-    if (!largest->log.drop_oldest()) return;
+    if (largest->forget_oldest() == 0) return;
   }
 }
 
 void DraftCache::clear(const std::string& space) {
   if (const auto target = find(space)) {
     const std::lock_guard writing(target->writer);
-    target->table.clear();
-    target->log.clear();
+    target->clear();
   }
   forget_if_empty(space);
 }
@@ -110,13 +147,6 @@ void DraftCache::forget_if_empty(const std::string& space) {
     spaces_.erase(at);
     table_meter_.release(Namespace::cost(space));
   }
-}
-
-std::vector<std::vector<TokenId>> DraftCache::sequences(const std::string& space) const {
-  const auto target = find(space);
-  if (!target) return {};
-  const std::lock_guard reading(target->writer);
-  return {target->log.sequences().begin(), target->log.sequences().end()};
 }
 
 std::vector<std::string> DraftCache::namespaces() const {
@@ -146,7 +176,7 @@ std::optional<std::string> DraftCache::find_fault() const {
     const std::lock_guard reading(space->writer);
     if (auto fault = space->table.find_fault()) return fault;
     std::size_t num_tokens = 0;
-    for (const auto& sequence : space->log.sequences()) num_tokens += sequence.size();
+    for (const auto& [age, sequence] : space->log.sequences()) num_tokens += sequence.tokens.size();
     if (num_tokens != space->log.num_tokens()) return "the log has lost count of its tokens";
   }
   return std::nullopt;
@@ -189,70 +219,6 @@ std::vector<std::shared_ptr<Namespace>> DraftCache::all() const {
   const std::shared_lock reading(spaces_lock_);
   for (const auto& [name, space] : spaces_) found.push_back(space);
   return found;
-}
-
-struct DraftSession::Own {
-  Own(MemoryMeter& request_meter, std::shared_ptr<MixingModel> mixing, Tokens prompt)
-      : meter(request_meter),
-        text(prompt.begin(), prompt.end()),
-        num_prompt(prompt.size()),
-        table(request_meter, false, kNumShapes * prompt.size()),
-        builder(std::move(mixing)) {
-    book_text();
-    table.insert(text, 0);
-  }
-
-  ~Own() { meter.release(num_text_bytes); }
-
-  // Books the text's memory; requests are not bounded, so the meter never refuses.
-  void book_text() {
-    meter.release(num_text_bytes);
-    num_text_bytes = text.capacity() * sizeof(TokenId);
-    meter.try_charge(num_text_bytes);
-  }
-
-  MemoryMeter& meter;
-  std::vector<TokenId> text;  // prompt and output
-  std::size_t num_prompt;
-  std::size_t num_text_bytes = 0;
-  ContextTable table;
-  DraftBuilder builder;
-};
-
-DraftSession::DraftSession(std::shared_ptr<DraftCache> cache, std::shared_ptr<Namespace> shared, std::string space,
-                           Tokens prompt, std::vector<TokenId> stop_ids)
-    : cache_(std::move(cache)),
-      shared_(std::move(shared)),
-      space_(std::move(space)),
-      stop_ids_(std::move(stop_ids)),
-      own_(std::make_unique<Own>(cache_->request_meter_, cache_->mixing_, prompt)) {}
-
-DraftSession::~DraftSession() { end(false); }
-
-std::span<const DraftNode> DraftSession::propose(std::size_t budget, std::uint32_t max_depth) {
-  if (!own_) throw std::invalid_argument("this draft session has ended; begin a new one");
-  return own_->builder.build(own_->text, {own_->table, shared_->table}, budget, max_depth);
-}
-
-void DraftSession::observe(Tokens tokens) {
-  if (!own_) throw std::invalid_argument("this draft session has ended; begin a new one");
-  const std::size_t first = own_->text.size();
-  own_->text.insert(own_->text.end(), tokens.begin(), tokens.end());
-  own_->book_text();
-  own_->builder.learn(own_->text, first, {own_->table, shared_->table});
-  own_->table.insert(own_->text, first);
-}
-
-void DraftSession::end(bool commit) {
-  if (!own_) return;
-  const auto own = std::move(own_);
-  if (commit) cache_->learn(Tokens(own->text).subspan(own->num_prompt), stop_ids_, space_);
-  shared_.reset();
-  cache_->forget_if_empty(space_);
-}
-
-std::size_t DraftSession::num_bytes() const {
-  return own_ ? own_->table.num_bytes() + own_->num_text_bytes : 0;
 }
 
 }  // namespace pia

@@ -3,6 +3,9 @@
 // Threads: every method of DraftCache may be called by any thread at any time. A DraftSession belongs to one thread at
 // a time. Within a namespace writers take turns, sequence by sequence; readers are held up only while a segment of a
 // few thousand contexts is being changed.
+//
+// Memory: the tables and the logs each have a share of the bound. When the logs are full the oldest sequence of the
+// largest one is forgotten; when the tables are, the contexts that matter least are evicted.
 #pragma once
 
 #include <map>
@@ -12,24 +15,17 @@
 #include <string>
 #include <vector>
 
-#include "draft_builder.h"
-#include "token_log.h"
+#include "mixing_model.h"
+#include "namespace.h"
 
 namespace pia {
 
-// What one tenant or task has taught the cache. Nothing is shared between two of them.
-struct Namespace {
-  Namespace(MemoryMeter& table_meter, MemoryMeter& log_meter) : table(table_meter, true), log(log_meter) {}
-
-  std::mutex writer;  // held by whoever changes the table or the log, or reads the log
-  ContextTable table;
-  TokenLog log;
-
-  // The name's own cost, charged with the tables: this, its place in the map, and the string.
-  static std::size_t cost(const std::string& name);
-};
-
 class DraftSession;
+
+struct LearnedSequence {
+  Tokens tokens;
+  std::string request;  // empty: of none in particular
+};
 
 class DraftCache : public std::enable_shared_from_this<DraftCache> {
  public:
@@ -37,17 +33,33 @@ class DraftCache : public std::enable_shared_from_this<DraftCache> {
 
   explicit DraftCache(std::size_t max_bytes);
 
-  // Starts a request. Its prompt is learned by the request's own table alone.
-  std::unique_ptr<DraftSession> begin(Tokens prompt, std::vector<TokenId> stop_ids, std::string space);
+  // Starts a request. Its prompt is learned by the request's own table alone; what it emits is learned by the cache when
+  // it ends, under the id `request`, if that is not empty. `predicted` is what the caller expects it to emit.
+  std::unique_ptr<DraftSession> begin(Tokens prompt, std::vector<TokenId> stop_ids, std::string space,
+                                      std::string request = {}, Tokens predicted = {});
 
   // Learns one finished sequence. It is cut behind each stop id, and no context reaches across a cut.
-  void learn(Tokens text, const std::vector<TokenId>& stop_ids, const std::string& space);
+  void learn(Tokens text, const std::vector<TokenId>& stop_ids, const std::string& space,
+             const std::string& request = {});
+  // Learns many, each as it is.
+  void learn_many(const std::vector<LearnedSequence>& sequences, const std::string& space);
 
+  // Takes back what a request taught the cache; returns the number of tokens. While nothing has been evicted, the cache
+  // is then the one that never learned them. Otherwise, too, nothing is left of them.
+  std::size_t forget(const std::string& request, const std::string& space);
+  // Takes back one `learn(text, stop_ids, space)`, as far as it is remembered, the latest if there were several.
+  std::size_t forget_text(Tokens text, const std::vector<TokenId>& stop_ids, const std::string& space);
   void clear(const std::string& space);
   void clear();
 
-  // Copies of the learned sequences, oldest first.
-  std::vector<std::vector<TokenId>> sequences(const std::string& space) const;
+  // Calls `read(tokens, request)` for each learned sequence, oldest first; `request` may be nullptr.
+  template <class Read>
+  void read_log(const std::string& space, Read&& read) const {
+    const auto target = find(space);
+    if (!target) return;
+    const std::lock_guard reading(target->writer);
+    for (const auto& [age, sequence] : target->log.sequences()) read(sequence.tokens.unpack(), sequence.request);
+  }
   // Names with something learned, sorted.
   std::vector<std::string> namespaces() const;
 
@@ -71,8 +83,9 @@ class DraftCache : public std::enable_shared_from_this<DraftCache> {
   std::shared_ptr<Namespace> make_namespace(const std::string& space);
   void forget_if_empty(const std::string& space);
   void shrink_largest(const Namespace* except, std::size_t num_bytes);
+  void learn_one(Namespace& target, Tokens sequence, const std::string& request);
   void make_way_in_tables(Namespace& target, std::size_t num_tokens);
-  void make_way_in_log(std::size_t num_tokens);
+  void make_way_in_log(std::size_t num_bytes);
 
   const std::size_t max_bytes_;
   MemoryMeter log_meter_;
@@ -82,38 +95,6 @@ class DraftCache : public std::enable_shared_from_this<DraftCache> {
   std::atomic<std::int64_t> vocab_size_{0};
   mutable std::shared_mutex spaces_lock_;
   std::map<std::string, std::shared_ptr<Namespace>> spaces_;
-};
-
-// One request: drafts from its own text and from the namespace's table, and teaches the latter when it ends well.
-class DraftSession {
- public:
-  DraftSession(std::shared_ptr<DraftCache> cache, std::shared_ptr<Namespace> shared, std::string space, Tokens prompt,
-               std::vector<TokenId> stop_ids);
-  ~DraftSession();
-
-  // The best tree of `budget` nodes that may continue the text so far; valid until the next call.
-  std::span<const DraftNode> propose(std::size_t budget, std::uint32_t max_depth);
-  void observe(Tokens tokens);
-  // Frees the request's memory; with `commit` its output is learned by the cache first. Further calls do nothing.
-  void end(bool commit);
-
-  // For callers who can't promise that one thread uses the session at a time: false if it is in use.
-  bool try_enter() { return !is_in_use_.test_and_set(std::memory_order_acquire); }
-  void leave() { is_in_use_.clear(std::memory_order_release); }
-
-  bool has_ended() const { return !own_; }
-  std::size_t num_bytes() const;
-  const DraftCache& cache() const { return *cache_; }
-
- private:
-  struct Own;  // what the request alone holds
-
-  std::shared_ptr<DraftCache> cache_;
-  std::shared_ptr<Namespace> shared_;
-  std::string space_;
-  std::vector<TokenId> stop_ids_;
-  std::unique_ptr<Own> own_;
-  std::atomic_flag is_in_use_;
 };
 
 }  // namespace pia

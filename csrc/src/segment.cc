@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <new>
 
 namespace pia {
 
@@ -15,9 +16,11 @@ constexpr std::uint32_t kMaxOverflow = 32;
 // Denser than this, runs get long: time for a rebuild, which leaves a fifth of the range free again.
 bool is_full(std::uint32_t num_contexts, std::uint32_t range) { return num_contexts * 8 > range * 7; }
 
-std::uint32_t range_for(std::size_t num_contexts) {
-  return std::max(kMinRange, static_cast<std::uint32_t>(num_contexts * 4 / 3 + 2));
-}
+// How many slots for so many contexts, and how many of them keys map to.
+struct SlotPlan {
+  std::uint32_t num_slots;
+  std::uint32_t range;
+};
 
 // Array sizes come in eight steps per doubling, so that what one segment gives back fits the next and the heap does not
 // fall to pieces.
@@ -26,7 +29,18 @@ std::uint32_t rounded(std::uint32_t size) {
   return (size + step - 1) / step * step;
 }
 
-std::uint32_t arena_for(std::uint32_t num_edges) { return num_edges + num_edges / 4; }
+SlotPlan plan_slots(std::size_t num_contexts) {
+  const std::uint32_t wanted = std::max(kMinRange, static_cast<std::uint32_t>(num_contexts * 4 / 3 + 2));
+  const std::uint32_t overflow = std::min(wanted, kMaxOverflow);
+  const std::uint32_t num_slots = rounded(wanted + overflow);
+  return {num_slots, num_slots - overflow};
+}
+
+// With slack enough that small arenas, too, grow in few steps.
+std::uint32_t plan_arena(std::uint32_t num_edges, std::uint32_t num_free_edges) {
+  const std::uint32_t slack = std::max({num_edges / 8, std::min(num_edges, 64u), num_free_edges});
+  return slack ? rounded(num_edges + slack) : 0;
+}
 
 // A context that was common once is gone after so many rounds without being seen.
 constexpr std::uint8_t kMaxCredit = 32;
@@ -45,7 +59,7 @@ void Segment::free_arrays() {
   slots_.store(nullptr, std::memory_order_relaxed);
   range_.store(0, std::memory_order_relaxed);
   edges_ = nullptr;
-  num_slots_ = num_contexts_ = edge_capacity_ = edge_used_ = 0;
+  num_slots_ = num_contexts_ = edge_capacity_ = edge_used_ = edge_garbage_ = 0;
   free_blocks_ = filled(kNoBlock);
 }
 
@@ -97,6 +111,17 @@ bool Segment::insert(std::uint32_t at, std::uint64_t hash, TokenId token) {
   return true;
 }
 
+// Where `token` is among the edges, or their end. Without an early way out in the inner loop, four are compared at once.
+Edge* Segment::find_edge(Edge* edges, std::uint32_t num_edges, TokenId token) {
+  Edge* const end = edges + num_edges;
+  for (; end - edges >= 4; edges += 4) {
+    const unsigned found = (edges[0].token == token) | (edges[1].token == token) << 1 | (edges[2].token == token) << 2 |
+                           (edges[3].token == token) << 3;
+    if (found) return edges + std::countr_zero(found);
+  }
+  return std::find_if(edges, end, [token](const Edge& e) { return e.token == token; });
+}
+
 // Counts `token` after a known context. False, and nothing changed, if the arena has no room for it.
 bool Segment::reinforce(Slot& slot, TokenId token) {
   if (slot.total == kMaxTotal) return true;
@@ -106,7 +131,7 @@ bool Segment::reinforce(Slot& slot, TokenId token) {
     if (!append_edge(slot, token)) return false;
   } else {
     Edge* edges = edges_ + slot.value;
-    Edge* known = std::find_if(edges, edges + slot.num_edges, [token](const Edge& e) { return e.token == token; });
+    Edge* known = find_edge(edges, slot.num_edges, token);
     if (known != edges + slot.num_edges) {
       raise(edges, known);
       ++slot.total;
@@ -152,11 +177,68 @@ bool Segment::append_edge(Slot& slot, TokenId token) {
   return true;
 }
 
+void Segment::subtract(std::uint64_t hash, TokenId token, MemoryMeter& meter) {
+  const Place place = seek(hash);
+  if (!place.is_known) return;
+  Slot& slot = slots_.load(std::memory_order_relaxed)[place.index];
+  if (slot.num_edges > 1) return lower(slot, token);
+  if (slot.value != token || --slot.total > 0) return;
+  erase(place.index);
+  if (num_contexts_ > 0 && num_contexts_ * 4 >= num_slots_) return;
+  Staging& staged = staging();
+  stage_if(staged, [](const Slot&) { return true; });
+  reload(staged, 0, meter);  // smaller, so never refused
+}
+
+// Takes one count of `token` back from a context with several continuations, and moves it to its new place.
+void Segment::lower(Slot& slot, TokenId token) {
+  Edge* edges = edges_ + slot.value;
+  Edge* end = edges + slot.num_edges;
+  Edge* edge = find_edge(edges, slot.num_edges, token);
+  if (edge == end) return;
+  const Edge counted{token, edge->count - 1};
+  for (; edge + 1 < end && comes_before(edge[1], counted); ++edge) *edge = edge[1];
+  *edge = counted;
+  --slot.total;
+  if (counted.count == 0) drop_last_edge(slot);
+}
+
+// What a block is too large by becomes a free block of its own, so that this needs no memory.
+void Segment::drop_last_edge(Slot& slot) {
+  const std::uint32_t count = --slot.num_edges;
+  const std::uint32_t old_class = class_of(count + 1);
+  if (count == 1) {
+    const TokenId left = edges_[slot.value].token;
+    give_block(slot.value, old_class);
+    slot.value = left;
+  } else if (const std::uint32_t new_class = class_of(count); new_class != old_class) {
+    const std::uint32_t size = kClassSizes[new_class];
+    const std::uint32_t rest = kClassSizes[old_class] - size;
+    if (rest > 1) {
+      give_block(slot.value + size, class_of(rest));
+    } else {
+      edge_garbage_ += rest;
+    }
+  }
+}
+
+// Takes a context out; those behind it that were kept from their home move up.
+void Segment::erase(std::uint32_t at) {
+  Slot* slots = slots_.load(std::memory_order_relaxed);
+  const std::uint32_t range = range_.load(std::memory_order_relaxed);
+  for (; at + 1 < num_slots_ && slots[at + 1].num_edges != 0 && home(slots[at + 1].key, range) <= at; ++at) {
+    slots[at] = slots[at + 1];
+  }
+  slots[at] = Slot{};
+  --num_contexts_;
+}
+
 // A free block is chained through the token of its first edge.
 std::uint32_t Segment::take_block(std::uint32_t size_class) {
   const std::uint32_t block = free_blocks_[size_class];
   if (block != kNoBlock) {
     free_blocks_[size_class] = edges_[block].token;
+    edge_garbage_ -= kClassSizes[size_class];
     return block;
   }
   const std::uint32_t size = kClassSizes[size_class];
@@ -168,12 +250,13 @@ std::uint32_t Segment::take_block(std::uint32_t size_class) {
 void Segment::give_block(std::uint32_t block, std::uint32_t size_class) {
   edges_[block].token = free_blocks_[size_class];
   free_blocks_[size_class] = block;
+  edge_garbage_ += kClassSizes[size_class];
 }
 
-// Lays the segment out anew with free room in both arrays, at least for a block of `num_edges`, keeping as many contexts
-// as the memory allows.
+// Gives the slots room, or the arena if it is `num_edges` that found none; keeps as many contexts as the memory allows.
 bool Segment::make_room(std::uint32_t num_edges, MemoryMeter& meter) {
   const std::uint32_t num_free = num_edges ? kClassSizes[class_of(num_edges)] : 0;
+  if (num_edges ? grow_arena(num_free, meter) : grow_slots(meter)) return true;
   Staging& staged = staging();
   stage_if(staged, [](const Slot&) { return true; });
   if (reload(staged, num_free, meter)) return true;
@@ -182,6 +265,62 @@ bool Segment::make_room(std::uint32_t num_edges, MemoryMeter& meter) {
     if (reload(staged, num_free, meter)) return true;
   }
   return false;
+}
+
+// Settles with the meter what arrays of these sizes take more or less than those at hand.
+bool Segment::recharge(std::size_t num_slots, std::size_t num_edges, MemoryMeter& meter) const {
+  const std::size_t before = num_bytes();
+  const std::size_t after = allocated_bytes(num_slots, num_edges);
+  if (after > before) return meter.try_charge(after - before);
+  meter.release(before - after);
+  return true;
+}
+
+// Spreads the slots over a larger array. False, and nothing changed, if there is no memory.
+bool Segment::grow_slots(MemoryMeter& meter) {
+  const SlotPlan plan = plan_slots(std::max(num_contexts_ + 1, num_slots_ ? 0 : num_expected_));
+  if (!recharge(plan.num_slots, edge_capacity_, meter)) return false;
+  Slot* slots = new (std::nothrow) Slot[plan.num_slots]();
+  Slot* old = slots_.load(std::memory_order_relaxed);
+  std::uint32_t next = 0;
+  for (std::uint32_t i = 0; slots && i < num_slots_; ++i) {
+    if (old[i].num_edges == 0) continue;
+    next = std::max(next, home(old[i].key, plan.range));
+    if (next == plan.num_slots) {  // practically never: a reload will deal with it
+      delete[] slots;
+      slots = nullptr;
+      break;
+    }
+    slots[next++] = old[i];
+  }
+  if (!slots) {
+    meter.release(allocated_bytes(plan.num_slots, 0) - allocated_bytes(num_slots_, 0));
+    return false;
+  }
+  slots_.store(slots, std::memory_order_relaxed);
+  range_.store(plan.range, std::memory_order_relaxed);
+  num_slots_ = plan.num_slots;
+  delete[] old;
+  return true;
+}
+
+// Moves the edges to a larger array as they lie. False, and nothing changed, if there is no memory, or if so much of it
+// lies fallow that a reload is due.
+bool Segment::grow_arena(std::uint32_t num_free_edges, MemoryMeter& meter) {
+  if (edge_garbage_ * 4 > edge_used_) return false;
+  const std::uint32_t capacity =
+      plan_arena(edge_used_, edge_capacity_ ? num_free_edges : std::max(num_free_edges, num_expected_ / 2));
+  if (!recharge(num_slots_, capacity, meter)) return false;
+  Edge* edges = new (std::nothrow) Edge[capacity];
+  if (!edges) {
+    meter.release(allocated_bytes(0, capacity - edge_capacity_));
+    return false;
+  }
+  std::copy_n(edges_, edge_used_, edges);
+  delete[] edges_;
+  edges_ = edges;
+  edge_capacity_ = capacity;
+  return true;
 }
 
 template <class Keep>
@@ -232,27 +371,20 @@ bool Segment::reload(const Staging& staged, std::uint32_t num_free_edges, Memory
     clear(meter);
     return true;
   }
-  const std::uint32_t num_wanted = range_for(staged.slots.size());
-  const std::uint32_t overflow = std::min(num_wanted, kMaxOverflow);
-  const std::uint32_t num_slots = rounded(num_wanted + overflow);
-  const std::uint32_t range = num_slots - overflow;
-  const std::uint32_t num_edges = staged.num_arena_edges;
-  const std::uint32_t capacity = rounded(std::max(arena_for(num_edges), num_edges + num_free_edges));
-  const std::size_t before = num_bytes();
-  const std::size_t after = allocated_bytes(num_slots, capacity);
-  if (after > before && !meter.try_charge(after - before)) return false;
-  if (before > after) meter.release(before - after);
+  const SlotPlan plan = plan_slots(staged.slots.size());
+  const std::uint32_t capacity = plan_arena(staged.num_arena_edges, num_free_edges);
+  if (!recharge(plan.num_slots, capacity, meter)) return false;
   free_arrays();
   try {
-    slots_.store(new Slot[num_slots](), std::memory_order_relaxed);
+    slots_.store(new Slot[plan.num_slots](), std::memory_order_relaxed);
     edges_ = capacity ? new Edge[capacity] : nullptr;
   } catch (...) {
     free_arrays();
-    meter.release(after);
+    meter.release(allocated_bytes(plan.num_slots, capacity));
     throw;
   }
-  range_.store(range, std::memory_order_relaxed);
-  num_slots_ = num_slots;
+  range_.store(plan.range, std::memory_order_relaxed);
+  num_slots_ = plan.num_slots;
   edge_capacity_ = capacity;
   place(staged);
   return true;

@@ -5,7 +5,7 @@
 // most have, holds it in its slot; more of them lie sorted by count in a block of the segment's edge arena.
 //
 // A segment never holds more than a few thousand contexts, so that every rebuild (growth, split, eviction) takes
-// microseconds. All memory is charged to a MemoryMeter first; when nothing is left the least useful contexts go.
+// microseconds. Its contents depend only on what was added less what was subtracted, as long as nothing is evicted. All memory is charged to a MemoryMeter first; when nothing is left the least useful contexts go.
 #pragma once
 
 #include <algorithm>
@@ -59,13 +59,31 @@ class alignas(64) Segment {
   // Brings the slot of `hash` towards the CPU cache; needs no lock.
   void prefetch(std::uint64_t hash) const {
     const Slot* slots = slots_.load(std::memory_order_relaxed);
-    if (slots) __builtin_prefetch(slots + home(key_of(hash), range_.load(std::memory_order_relaxed)));
+    if (!slots) return;
+    slots += home(key_of(hash), range_.load(std::memory_order_relaxed));
+    __builtin_prefetch(slots);
+    __builtin_prefetch(slots + 4);  // the next cache line: runs often reach into it
+  }
+
+  // Brings the continuations towards the CPU cache; true if the context is known.
+  bool prefetch_edges(std::uint64_t hash) const {
+    const Place place = seek(hash);
+    if (!place.is_known) return false;
+    const Slot& slot = slots_.load(std::memory_order_relaxed)[place.index];
+    if (slot.num_edges > 1) __builtin_prefetch(edges_ + slot.value);
+    return true;
   }
 
   // --- Writers: hold `lock` alone --------------------------------------------------------------------------------
-  // Counts `token` after the context. Makes room by growing or, when memory is spent, by evicting. The context is
-  // dropped (false) only if not even that gave room.
+  // Counts `token` after the context. Makes room by growing or, when memory is spent, by evicting. The token is not
+  // counted (false) only if not even that gave room.
   bool add(std::uint64_t hash, TokenId token, MemoryMeter& meter);
+
+  // Takes one count of `token` after the context back, if it is known. Needs no memory; what comes to zero is gone.
+  void subtract(std::uint64_t hash, TokenId token, MemoryMeter& meter);
+
+  // Lets the first array be large enough for so many contexts, rather than grow from the smallest one up.
+  void expect(std::uint32_t num_contexts) { num_expected_ = num_contexts; }
 
   // Moves the contexts whose hash has `bit` set to the empty segment `other`. False, and nothing moved, without memory.
   bool split_into(Segment& other, std::uint32_t bit, MemoryMeter& meter);
@@ -97,8 +115,8 @@ class alignas(64) Segment {
 
   static constexpr std::uint32_t kNumClasses = 15;
   static constexpr std::uint32_t kNoBlock = 0xffffffffu;
-  static constexpr std::array<std::uint8_t, kNumClasses> kClassSizes = {2,  3,  4,  6,  8,   12,  16, 24,
-                                                                       32, 48, 64, 96, 128, 192, 255};
+  static constexpr std::array<std::uint16_t, kNumClasses> kClassSizes = {2,  3,  4,  6,  8,   12,  16, 24,
+                                                                        32, 48, 64, 96, 128, 192, 256};
 
   static std::uint32_t class_of(std::uint32_t num_edges);
   static std::uint16_t key_of(std::uint64_t hash) { return static_cast<std::uint16_t>(hash >> 32); }
@@ -115,16 +133,23 @@ class alignas(64) Segment {
 
   bool insert(std::uint32_t at, std::uint64_t hash, TokenId token);
   bool reinforce(Slot& slot, TokenId token);
+  static Edge* find_edge(Edge* edges, std::uint32_t num_edges, TokenId token);
   static void raise(Edge* edges, Edge* edge);
   bool append_edge(Slot& slot, TokenId token);
+  void lower(Slot& slot, TokenId token);
+  void drop_last_edge(Slot& slot);
+  void erase(std::uint32_t at);
   std::uint32_t take_block(std::uint32_t size_class);
   void give_block(std::uint32_t block, std::uint32_t size_class);
 
   bool make_room(std::uint32_t num_edges, MemoryMeter& meter);
+  bool grow_slots(MemoryMeter& meter);
+  bool grow_arena(std::uint32_t num_edges, MemoryMeter& meter);
   template <class Keep>
   void stage_if(Staging& staged, Keep&& keep) const;
   void stage_survivors(Staging& staged, std::uint32_t num_victims) const;
   bool reload(const Staging& staged, std::uint32_t num_free_edges, MemoryMeter& meter);
+  bool recharge(std::size_t num_slots, std::size_t num_edges, MemoryMeter& meter) const;
   void place(const Staging& staged);
   std::optional<std::string> find_place_fault(std::uint32_t place) const;
   std::optional<std::string> find_edge_fault(const Slot& slot, std::vector<bool>& is_taken) const;
@@ -138,7 +163,10 @@ class alignas(64) Segment {
   Edge* edges_ = nullptr;
   std::uint32_t edge_capacity_ = 0;
   std::uint32_t edge_used_ = 0;
-  std::array<std::uint32_t, kNumClasses> free_blocks_ = filled(kNoBlock);  // not needed to read
+  // From here on, nothing that readers need.
+  std::uint32_t num_expected_ = 0;  // contexts to make room for at first
+  std::uint32_t edge_garbage_ = 0;  // edges in free blocks or lost between them, until the next rebuild
+  std::array<std::uint32_t, kNumClasses> free_blocks_ = filled(kNoBlock);
 
   static constexpr std::array<std::uint32_t, kNumClasses> filled(std::uint32_t value) {
     std::array<std::uint32_t, kNumClasses> all{};

@@ -1,14 +1,14 @@
 // Hammers one draft cache from many threads; built with sanitizers by tools/sanitize.sh.
 //
 // Texts come from a small alphabet with habits of its own, so that contexts recur, fork and are evicted all the time.
-// Some namespaces are cleared while they are in use. At the end the cache must be whole and within its bound.
+// Some requests are forgotten and some namespaces cleared while they are in use. At the end the cache must be whole and within its bound.
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <random>
 #include <thread>
 
-#include "draft_cache.h"
+#include "draft_session.h"
 
 namespace {
 
@@ -50,15 +50,19 @@ void run_requests(const std::shared_ptr<DraftCache>& cache, unsigned seed, int n
   std::mt19937 random(seed);
   for (int i = 0; i < num_requests; ++i) {
     const std::string space = "tenant " + std::to_string(random() % 4);
-    const auto session = cache->begin(random_text(random, random() % 300), {96}, space);
+    const std::string request = "request " + std::to_string(random() % 50);
+    const std::size_t prompt = random() % 20 == 0 ? 5000 : random() % 300;  // some are learned in the background
+    const auto session = cache->begin(random_text(random, prompt), {96}, space, request);
     for (int step = 0; step < 20; ++step) {
       const std::size_t budget = random() % 40;
       const std::uint32_t max_depth = 1 + random() % 32;
       check_tree(session->propose(budget, max_depth), budget, max_depth);
       session->observe(random_text(random, 1 + random() % 8));
     }
+    if (random() % 4 == 0) session->wait();
     session->end(random() % 3 != 0);
-    cache->learn(random_text(random, random() % 400), {0, 96}, space);
+    cache->learn(random_text(random, random() % 400), {0, 96}, space, random() % 2 ? request : "");
+    if (random() % 4 == 0) cache->forget("request " + std::to_string(random() % 50), space);
     if (random() % 40 == 0) cache->clear(space);
     expect(cache->num_bytes() <= cache->max_bytes(), "the memory bound is broken");
   }
@@ -67,7 +71,7 @@ void run_requests(const std::shared_ptr<DraftCache>& cache, unsigned seed, int n
 void watch(const std::shared_ptr<DraftCache>& cache, const std::atomic<bool>& is_over) {
   while (!is_over) {
     cache->namespaces();
-    cache->sequences("tenant 1");
+    cache->read_log("tenant 1", [](const auto& tokens, const auto*) { expect(!tokens.empty(), "an empty sequence"); });
     cache->num_contexts();
     if (auto fault = cache->find_fault()) fail(fault->c_str());
     std::this_thread::sleep_for(std::chrono::milliseconds(5));

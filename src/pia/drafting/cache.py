@@ -55,7 +55,12 @@ class DraftCache:
     # --- Drafting and learning ---------------------------------------------------------------------------------------
 
     def begin(
-        self, prompt_ids: TokenSequence, *, stop_ids: AbstractSet[int] = frozenset(), namespace: str = ""
+        self,
+        prompt_ids: TokenSequence,
+        *,
+        stop_ids: AbstractSet[int] = frozenset(),
+        namespace: str = "",
+        predicted_ids: TokenSequence = (),
     ) -> DraftSession:
         """Starts drafting for one request.
 
@@ -63,11 +68,14 @@ class DraftCache:
             prompt_ids: The whole prompt, [num_prompt]. Stop ids inside it are ordinary tokens.
             stop_ids: Ids that end a sequence in the output; no context reaches across one.
             namespace: Whose shared contexts to use and to teach.
+            predicted_ids: What the caller expects the output to be, more or less: an edited file, a template, the
+                previous answer. Drafts follow it, and find their way back where the output departs from it.
 
         Raises:
             ValueError: If a token id lies outside the vocabulary.
         """
-        return DraftSession(self._core.begin(as_token_ids(prompt_ids), list(stop_ids), namespace))
+        predicted = as_token_ids(predicted_ids)
+        return DraftSession(self._core.begin(as_token_ids(prompt_ids), list(stop_ids), namespace, "", predicted))
 
     def insert(
         self, token_ids: TokenSequence, *, stop_ids: AbstractSet[int] = frozenset(), namespace: str = ""

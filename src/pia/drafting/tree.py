@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-SOURCE_NAMES = ("own", "shared")
+SOURCE_NAMES = ("own", "shared", "corpus", "predicted")
 """Names behind the numbers in `DraftTree.sources`: the request's own text, and what other requests produced."""
 
 

@@ -1,0 +1,48 @@
+// One request: drafts from its own text and from the namespace's table, and teaches the latter when it ends well.
+//
+// A long prompt is learned in the background, newest part first, so that the first step need not wait for it: drafts
+// are right from the start and merely know less for a while.
+#pragma once
+
+#include "draft_builder.h"
+#include "draft_cache.h"
+
+namespace pia {
+
+class DraftSession {
+ public:
+  DraftSession(std::shared_ptr<DraftCache> cache, std::shared_ptr<Namespace> shared, std::string space,
+               std::string request, Tokens prompt, Tokens predicted, std::vector<TokenId> stop_ids);
+  ~DraftSession();
+
+  // The best tree of `budget` nodes that may continue the text so far; valid until the next call.
+  std::span<const DraftNode> propose(std::size_t budget, std::uint32_t max_depth);
+  void observe(Tokens tokens);
+  // Returns once the whole prompt is learned.
+  void wait();
+  // Frees the request's memory; with `commit` its output is learned by the cache first. Further calls do nothing.
+  void end(bool commit);
+
+  // For callers who can't promise that one thread uses the session at a time: false if it is in use.
+  bool try_enter() { return !is_in_use_.test_and_set(std::memory_order_acquire); }
+  void leave() { is_in_use_.clear(std::memory_order_release); }
+
+  bool has_ended() const { return !own_; }
+  std::size_t num_bytes() const;
+  const DraftCache& cache() const { return *cache_; }
+
+ private:
+  struct Own;  // what the request alone holds
+
+  Own& running();
+
+  std::shared_ptr<DraftCache> cache_;
+  std::shared_ptr<Namespace> shared_;
+  std::string space_;
+  std::string request_;
+  std::vector<TokenId> stop_ids_;
+  std::unique_ptr<Own> own_;
+  std::atomic_flag is_in_use_;
+};
+
+}  // namespace pia

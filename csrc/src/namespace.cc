@@ -1,0 +1,40 @@
+#include "namespace.h"
+
+namespace pia {
+
+bool Namespace::learn(Tokens sequence, const std::string& request) {
+  while (!log.try_append(sequence, request)) {
+    if (forget_oldest() == 0) return false;
+  }
+  table.insert(sequence, 0);
+  return true;
+}
+
+std::size_t Namespace::forget(TokenLog::Age age) {
+  const auto tokens = log.take(age);
+  table.remove(tokens);
+  return tokens.size();
+}
+
+std::size_t Namespace::forget_oldest() {
+  const auto oldest = log.oldest();
+  return oldest ? forget(*oldest) : 0;
+}
+
+std::size_t Namespace::forget_request(const std::string& request) {
+  std::size_t num_tokens = 0;
+  for (const auto age : log.sequences_of(request)) num_tokens += forget(age);
+  return num_tokens;
+}
+
+std::size_t Namespace::forget_sequence(Tokens sequence) {
+  const auto youngest = log.find(sequence);
+  return youngest ? forget(*youngest) : 0;
+}
+
+void Namespace::clear() {
+  table.clear();
+  log.clear();
+}
+
+}  // namespace pia
