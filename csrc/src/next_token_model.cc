@@ -9,6 +9,20 @@ namespace pia {
 namespace {
 
 constexpr std::size_t kNumMarks = 1024;  // at most half of them are ever taken
+// A continuation is passed over if its share of a context's counts is below this part of the probability asked for: it
+// would need other contexts to speak for it, and those are read too.
+constexpr float kMinShare = 1.0f;
+
+// 1 / n, without the wait for a division where n is small.
+inline float reciprocal(std::uint32_t n) {
+  static constexpr auto table = [] {
+    std::array<float, 256> values{};
+    for (std::size_t i = 1; i < values.size(); ++i) values[i] = 1.0f / static_cast<float>(i);
+    return values;
+  }();
+  return n < table.size() ? table[n] : 1.0f / static_cast<float>(n);
+}
+
 // A predicted token is always looked at closely.
 constexpr float kPredictedScore = 100.0f;
 
@@ -91,6 +105,7 @@ void NextTokenModel::gather(Tokens recent, const PredictedOutput::State& state, 
   const auto num_wanted = static_cast<std::size_t>(std::min(1.0f / std::max(min_prob, 0.01f) + 1.0f, 100.0f));
   max_kept_ = std::min(kMaxCandidates, num_wanted);
   max_edges_read_ = std::min(kMaxEdgesRead, num_wanted);
+  min_share_ = kMinShare * min_prob;
   ContextHashes hashes;
   hash_contexts(recent.data() + recent.size(), recent.size(), hashes);
   hashes.for_each([&](std::uint64_t hash) { sources.shared.prefetch(hash); });
@@ -142,10 +157,13 @@ void NextTokenModel::add_context(const Continuations& found, std::size_t group, 
   context.input = static_cast<std::uint8_t>(group * kGroupSize + shape);
   context.cells =
       MixingModel::cells_of(group, shape, found.total, static_cast<std::uint32_t>(found.edges.size()));
-  context.num_edges = static_cast<std::uint8_t>(std::min(found.edges.size(), max_edges_read_));
-  const float share = kQuickWeights[shape] / (static_cast<float>(found.total) + 1.0f);
-  for (std::size_t i = 0; i < context.num_edges; ++i) {
+  const float share = kQuickWeights[shape] * reciprocal(found.total + 1);
+  const auto min_count = static_cast<std::uint32_t>(min_share_ * static_cast<float>(found.total));
+  const std::size_t num_edges = std::min(found.edges.size(), max_edges_read_);
+  std::size_t i = 0;
+  for (; i < num_edges; ++i) {
     const Edge edge = found.edges[i];
+    if (edge.count < min_count) break;
     const std::uint32_t at = row_of(edge.token);
     const float score = share * static_cast<float>(edge.count);
     scores_[at] += score;
@@ -157,6 +175,7 @@ void NextTokenModel::add_context(const Continuations& found, std::size_t group, 
     context.rows[i] = static_cast<std::uint8_t>(at);
     context.count_steps[i] = static_cast<std::uint8_t>(MixingModel::count_step(edge.count));
   }
+  context.num_edges = static_cast<std::uint8_t>(i);
 }
 
 void NextTokenModel::begin_rows() {

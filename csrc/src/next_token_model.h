@@ -98,6 +98,7 @@ class NextTokenModel {
   Reach reach_{};
   bool has_third_group_ = false;
   std::size_t max_edges_read_ = kMaxEdgesRead;
+  float min_share_ = 0;
   std::size_t max_kept_ = kMaxCandidates;
   std::array<std::uint8_t, kMaxCandidates> kept_;  // rows, best score first
   std::size_t num_kept_ = 0;

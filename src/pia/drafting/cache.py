@@ -87,7 +87,7 @@ class DraftCache:
         Raises:
             ValueError: If a token id lies outside the vocabulary.
         """
-        self._core.learn(as_token_ids(token_ids), list(stop_ids), namespace)
+        self._core.learn(as_token_ids(token_ids), list(stop_ids), namespace, "")
 
     def clear(self, namespace: str | None = None) -> None:
         """Forgets everything a namespace has learned; without one, everything."""
