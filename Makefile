@@ -18,7 +18,7 @@ PYTHON_FILES := src tests tools
 say := @echo "pia:"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-oldest lint format bench clean
+.PHONY: help setup demo test test-all test-oldest lint format bench bench-replay clean
 .DELETE_ON_ERROR:
 
 help:
@@ -27,7 +27,8 @@ help:
 	@echo "make test-all     run all tests"
 	@echo "make test-oldest  run the tests with the oldest Transformers that PIA supports"
 	@echo "make lint         check style and types"
-	@echo "make bench        measure on 100 questions, three rounds; the last line is JSON"
+	@echo "make bench        replay two recorded traces, then measure on 100 questions; the last line is JSON"
+	@echo "make bench-replay only the replay: PIA's drafts beside those of others; the last line is JSON"
 	@echo "make setup        only create the environment and build"
 	@echo "make clean        remove environments and build outputs"
 
@@ -54,8 +55,11 @@ format: $(VENV)/.installed
 	@$(BIN)/ruff check --fix $(PYTHON_FILES)
 	@$(BIN)/ruff format $(PYTHON_FILES)
 
-bench: $(VENV)/.installed
+bench: bench-replay
 	@$(BIN)/pia bench demo --questions 100 --rounds 3
+
+bench-replay: $(VENV)/.installed
+	@$(BIN)/pia replay --budgets 8,16,32,64,auto
 
 clean:
 	rm -rf build dist .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -23,7 +23,8 @@ BUILT_IN: Mapping[str, Mapping[int, float]] = {
 def load_curve(name: str) -> tuple[str, CostCurve]:
     """A built-in curve, or one from a JSON file.
 
-    The file holds `{"sizes": [1, ...], "seconds": [...]}`, or what `pia env --model MODEL --json` prints (`forward_ms`).
+    The file holds `{"sizes": [1, ...], "seconds": [...]}`, or is what `pia env --model MODEL
+    --json` prints (`forward_ms`).
 
     Returns:
         the name to show, and the curve.

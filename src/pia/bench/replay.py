@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pia.bench.drafters.protocol import Checked, Drafter, SourceDrafter, check
 from pia.bench.replay_result import ReplayResult
-from pia.bench.trace import Trace, TokenArray
+from pia.bench.trace import TokenArray, Trace
 from pia.drafting.budget import BudgetPolicy
 from pia.drafting.shape import ancestors
 from pia.drafting.tree import DraftTree, TreeWalk

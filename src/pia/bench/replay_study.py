@@ -51,11 +51,14 @@ class Study:
 
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    without_auto: list[str] = field(default_factory=list)
+    """Drafters that an automatic budget was asked of and that cannot have one."""
 
-    def note(self, text: str) -> None:
-        """Remembers a remark, once."""
-        if text not in self.notes:
-            self.notes.append(text)
+    def close(self) -> None:
+        """Makes the last remarks."""
+        if names := list(dict.fromkeys(self.without_auto)):
+            verb = "estimate" if len(names) > 1 else "estimates"
+            self.notes.append(f"no auto budget for {', '.join(names)}, which {verb} no probabilities")
 
 
 def cut(trace: Trace, plan: Plan) -> tuple[Trace, Trace]:
@@ -94,11 +97,12 @@ def run(traces: Sequence[Trace], plan: Plan, *, on_row: Callable[[str], None] = 
     study = Study()
     for trace, (warming, measured) in [(trace, cut(trace, plan)) for trace in traces]:
         if plan.limit is not None and plan.limit > len(trace):
-            study.note(f"{trace.name} has {len(trace)} requests, not {plan.limit}; all are taken.")
+            study.notes.append(f"{trace.name} has {len(trace)} requests, not {plan.limit}; all are taken")
         for kind in plan.kinds:
             for budget, curve_name in _settings(plan):
                 on_row(f"{trace.name}: {kind.name}, {budget}")
                 _measure(study, plan, kind, budget, curve_name, warming, measured)
+    study.close()
     return study
 
 
@@ -112,16 +116,15 @@ def _measure(
     study: Study, plan: Plan, kind: Kind, budget: Budget, curve_name: str | None, warming: Trace, measured: Trace
 ) -> None:
     """Adds a row, or a note why there is none."""
-    unable = f"{kind.name} estimates no probabilities, so it has no automatic budget."
     if budget == "auto" and kind.has_probs is False:
-        study.note(unable)
+        study.without_auto.append(kind.name)
         return
     try:
         result, num_bytes = _play(kind, _policies(plan, budget, curve_name), warming, measured)
         for _ in range(plan.repeat - 1):
             result.take_faster(_play(kind, _policies(plan, budget, curve_name), warming, measured)[0])
     except NoProbabilitiesError:
-        study.note(unable)
+        study.without_auto.append(kind.name)
         return
     curves = plan.curves if curve_name is None else {curve_name: plan.curves[curve_name]}
     num_learned = warming.num_output_tokens + measured.num_output_tokens

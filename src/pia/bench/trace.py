@@ -59,20 +59,7 @@ class Trace:
 
         if is_lines(path):
             return cls(Path(path).stem, *read_lines(path, tokenizer))
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                missing = [name for name in _MEMBERS if name not in arrays]
-                if missing:
-                    raise TraceError(f"{path} is not a trace: it lacks {', '.join(missing)}")
-                meta = json.loads(str(arrays["meta"])) if "meta" in arrays else {}
-                parts = [_split(arrays[f"{part}_tokens"], arrays[f"{part}_offsets"]) for part in _PARTS]
-        except (TraceError, OSError):
-            raise
-        except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-            raise TraceError(f"{path} is damaged, or is no .npz trace ({_short(error)}); record or copy it again") from error
-        if len(parts[0]) != len(parts[1]):
-            raise TraceError(f"{path} is damaged: it has {len(parts[0])} prompts and {len(parts[1])} outputs")
-        return cls(Path(path).stem, *parts, meta)
+        return cls(Path(path).stem, *_read_npz(path))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes an .npz trace, replacing an old file only once the new one is complete.
@@ -105,6 +92,26 @@ class Trace:
         """This trace with one request more at its end."""
         prompt, output = as_token_ids(prompt_ids), as_token_ids(output_ids)
         return Trace(self.name, [*self.prompts, prompt], [*self.outputs, output], self.meta)
+
+
+def _read_npz(path: str | os.PathLike[str]) -> tuple[list[TokenArray], list[TokenArray], dict[str, Any]]:
+    """Prompts, outputs and `meta` of a file."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            missing = [name for name in _MEMBERS if name not in arrays]
+            if missing:
+                raise TraceError(f"{path} is not a trace: it lacks {', '.join(missing)}")
+            prompts, outputs = (_split(arrays[f"{part}_tokens"], arrays[f"{part}_offsets"]) for part in _PARTS)
+            meta = json.loads(str(arrays["meta"])) if "meta" in arrays else {}
+    except (TraceError, OSError):
+        raise
+    except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise TraceError(
+            f"{path} is damaged, or is no .npz trace ({_short(error)}); record it again, or copy it again"
+        ) from error
+    if len(prompts) != len(outputs):
+        raise TraceError(f"{path} is damaged: it has {len(prompts)} prompts and {len(outputs)} outputs")
+    return prompts, outputs, meta
 
 
 def _replace(target: Path, arrays: Mapping[str, Any]) -> None:

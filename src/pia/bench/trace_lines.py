@@ -54,7 +54,7 @@ def read_lines(path: str | os.PathLike[str], tokenizer: Any = None) -> _Requests
 def _objects(path: str | os.PathLike[str]) -> list[tuple[int, Mapping[str, Any]]]:
     raw = Path(path).read_bytes()
     lines = raw.split(b"\n")
-    found = []
+    found: list[tuple[int, Mapping[str, Any]]] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -86,8 +86,8 @@ def _request(
     from pia.text import encode
 
     try:
-        prompt_ids = encode(tokenizer, prompt)[0].numpy() if prompt else []
-        output_ids = tokenizer(fields["output"], add_special_tokens=False)["input_ids"]
+        prompt_ids: Any = encode(tokenizer, prompt)[0].numpy() if prompt else []
+        output_ids: Any = tokenizer(fields["output"], add_special_tokens=False)["input_ids"]
     except (TypeError, ValueError, KeyError) as error:
         raise TraceError(f"{where}: the tokenizer cannot take this request ({_reason(error)})") from error
     return as_token_ids(prompt_ids), as_token_ids(output_ids)

@@ -103,7 +103,7 @@ def _missing(max_depth: int) -> list[str]:
     from pia.bench.drafters.arctic import HOW_TO_GET
 
     names = [kind.name for kind in built_in(max_depth=max_depth).values() if not kind.is_installed]
-    return [f"{', '.join(names)}: not installed, left out; get it with: {HOW_TO_GET}"] if names else []
+    return [f"{', '.join(names)}: left out, not installed (get it: {HOW_TO_GET})"] if names else []
 
 
 def _load_traces(args: argparse.Namespace) -> list[Trace]:

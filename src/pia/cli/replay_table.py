@@ -21,7 +21,7 @@ def show_study(study: Study, machine: dict[str, Any]) -> None:
             console.print(line, markup=False)
         console.print()
     for note in study.notes:
-        console.print(f"Note: {note}", markup=False)
+        console.print(f"Note: {note}.", markup=False)
     console.print(
         "EDL: output tokens a decode forward. Times in microseconds, medians (p99: draft + update). "
         f"x plain: modelled, without the drafter's own time. On {machine['cpu']} ({machine['cores']} cores).",
@@ -86,15 +86,13 @@ def _against_peers(rows: list[Row]) -> Iterator[str]:
 
 
 def _auto_against_fixed(rows: list[Row]) -> Iterator[str]:
-    """What choosing the budget brings, for each drafter that can."""
-    for auto in (row for row in rows if row["budget"] == "auto"):
+    """What choosing the budget step by step brings."""
+    fixed = [row for row in rows if row["drafter"] == OURS and row["budget"] != "auto"]
+    for auto in (row for row in rows if fixed and row["drafter"] == OURS and row["budget"] == "auto"):
         curve = auto["curve"]
-        fixed = [row for row in rows if row["drafter"] == auto["drafter"] and row["budget"] != "auto"]
-        if not fixed:
-            continue
         best = max(fixed, key=lambda row: row["speedup"][curve])
         yield (
-            f"{auto['drafter']}, {curve}: auto {auto['speedup'][curve]:.2f} x with {auto['drafted']:.1f} nodes a step; "
+            f"pia, {curve}: auto {auto['speedup'][curve]:.2f} x with {auto['drafted']:.1f} nodes a step; "
             f"best fixed {best['speedup'][curve]:.2f} x at {best['budget']}."
         )
 

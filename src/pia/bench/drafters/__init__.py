@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 from pia.bench.drafters.protocol import Drafter
 from pia.errors import DrafterError
@@ -83,15 +83,17 @@ def _user_class(path: str) -> Callable[[], Drafter]:
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        found = getattr(import_module(module_name), class_name)
+        found: Any = getattr(import_module(module_name), class_name)
     except ModuleNotFoundError as error:
         raise DrafterError(f"there is no module {error.name!r} (for the drafter {path})") from error
     except (AttributeError, ValueError) as error:
-        raise DrafterError(f"the module {module_name!r} has no class {class_name!r} (for the drafter {path})") from error
+        raise DrafterError(
+            f"the module {module_name!r} has no class {class_name!r} (for the drafter {path})"
+        ) from error
     missing = [name for name in ("begin", "propose", "observe") if not callable(getattr(found, name, None))]
     if not inspect.isclass(found) or missing:
         raise DrafterError(
             f"{path} is no drafter: a class with begin, propose and observe is needed"
             + (f", and it lacks {', '.join(missing)}" if missing else "")
         )
-    return found
+    return cast("Callable[[], Drafter]", found)

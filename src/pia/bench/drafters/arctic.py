@@ -71,5 +71,5 @@ class ArcticDrafter:
         self._cache.stop_request(self._request)
 
     def num_bytes(self) -> int | None:
-        tree = getattr(self._cache, "_global_tree", None)  # it has no public door to this
+        tree: Any = getattr(self._cache, "_global_tree", None)  # it has no public door to this
         return tree.estimate_memory() if hasattr(tree, "estimate_memory") else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,8 @@ from pia.drafting.source import DraftSession, DraftSource, NoDrafts
 from pia.drafting.tree import DraftTree
 from pia.errors import DrafterError
 
-Floats: TypeAlias = Sequence[float] | npt.NDArray[np.floating]
-Ints: TypeAlias = Sequence[int] | npt.NDArray[np.integer]
+Floats: TypeAlias = Sequence[float] | npt.NDArray[np.floating[Any]]
+Ints: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
 Proposal: TypeAlias = DraftTree | tuple[Ints, Ints] | tuple[Ints, Ints, Floats]
 """A tree, or its token ids and parents, perhaps with path probabilities; see `Drafter.propose`."""
 
@@ -108,7 +108,7 @@ def check(proposal: Proposal, budget: int) -> Checked:
             "propose must return (token_ids, parents), (token_ids, parents, probs) or a DraftTree, "
             f"not {type(proposal).__name__}"
         )
-    token_ids, parents = (_row(name, part) for name, part in zip(("token_ids", "parents"), proposal, strict=False))
+    token_ids, parents = _row("token_ids", proposal[0]), _row("parents", proposal[1])
     probs = np.asarray(proposal[2], np.float32) if len(proposal) == 3 else np.zeros(len(token_ids), np.float32)
     _check_tree(token_ids, parents, probs, budget)
     tree = DraftTree(token_ids, parents, probs, np.zeros(len(token_ids), np.uint8))
