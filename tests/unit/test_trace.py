@@ -102,7 +102,8 @@ def test_json_lines_of_text(tmp_path, demo):
     _, tokenizer = demo
     path = tmp_path / "x.jsonl"
     path.write_text(
-        '{"prompt": "Tom has 3", "output": " apples."}\n{"messages": [{"role": "user", "content": "Hi"}], "output": "x"}\n'
+        '{"prompt": "Tom has 3", "output": " apples."}\n'
+        '{"messages": [{"role": "user", "content": "Hi"}], "output": "x"}\n'
     )
     trace = Trace.load(path, tokenizer=tokenizer)
     assert trace.prompts[0].tolist() == tokenizer("Tom has 3")["input_ids"]
