@@ -9,8 +9,8 @@ import os
 import threading
 from collections.abc import Collection, Generator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -125,19 +125,9 @@ class TraceRecorder:
         self._trace.save(self.path)  # so that what cannot be written shows now
 
     def _rewrite(self, prompt: list[int], output: list[int], facts: dict[str, Any]) -> None:
-        from dataclasses import replace
-
         trace = replace(self._trace.with_request(prompt, output), meta={**self._trace.meta, **facts})
         trace.save(self.path)
         self._trace = trace
-
-    def __enter__(self) -> TraceRecorder:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing is open between records; the block only shows where a recording ends."""
 
     def __repr__(self) -> str:
         return f"TraceRecorder({self.path}, {self.num_recorded} recorded)"

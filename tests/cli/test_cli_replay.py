@@ -83,7 +83,7 @@ def test_a_class_of_the_users(run_here, trace_file, tmp_path):
     result = run_here("replay", trace_file, "--drafters", "pia,mine_ok:Repeat", "--budgets", "4,auto", "--repeat", "2")
     assert result.returncode == 0, result.stderr
     rows = json.loads(result.stdout.splitlines()[-1])["rows"]
-    assert [row["drafter"] for row in rows] == ["pia"] * 3 + ["Repeat"] * 3
+    assert [row["drafter"] for row in rows] == ["pia"] * 3 + ["mine_ok:Repeat"] * 3
     assert rows[3]["drafted"] == 1
     assert rows[3]["calibration"][0]["predicted"] == 0.5
 
@@ -91,7 +91,7 @@ def test_a_class_of_the_users(run_here, trace_file, tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("Backwards", "the drafter Backwards: propose returned node 0 with parent 1"),
+        ("Backwards", "the drafter mine_bad:Backwards: propose returned node 0 with parent 1"),
         ("Failing", "RuntimeError: no luck"),
         ("Nothing", "has no class 'Nothing'"),
     ],
@@ -172,6 +172,14 @@ def test_files_that_are_no_traces(run_here, tmp_path):
     assert_one_line_error(run_here("replay", "empty.jsonl"), "holds no requests", "--record")
     (tmp_path / "text.jsonl").write_text('{"prompt": "a", "output": "b"}\n')
     assert_one_line_error(run_here("replay", "text.jsonl"), "--tokenizer")
+
+
+def test_traces_of_one_name_are_told_apart(run_here, trace_file, tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "small.jsonl").write_text(trace_file.read_text())
+    line = ["replay", "small.jsonl", "old/small.jsonl", "--drafters", "pia", "--budgets", "4", "--json"]
+    rows = json.loads(run_here(*line).stdout)["rows"]
+    assert [row["trace"] for row in rows] == ["small.jsonl", "old/small.jsonl"]
 
 
 def test_more_requests_than_there_are(run_here, trace_file):

@@ -159,10 +159,16 @@ def test_warming_without_learn_shows_the_request():
 # --- The seed's trie -------------------------------------------------------------------------------------------------
 
 
+def serve(drafter, output):
+    drafter.begin(ids())
+    drafter.observe(output.tolist())
+    drafter.end()
+
+
 def test_the_trie_prefers_the_prompt_and_spends_itself_depth_first():
     drafter = TrieDrafter(branch_length=3)
     for _ in range(5):
-        drafter.learn(ids(), ids(1, 2, 7, 8, 9))
+        serve(drafter, ids(1, 2, 7, 8, 9))
     drafter.begin(ids(1, 2, 4, 5, 6))
     drafter.observe([1, 2])
     token_ids, parents = drafter.propose(6)
@@ -176,8 +182,8 @@ def test_the_trie_prefers_the_prompt_and_spends_itself_depth_first():
 
 def test_the_trie_asks_a_shorter_context_where_a_longer_one_says_little():
     drafter = TrieDrafter(branch_length=4)
-    drafter.learn(ids(), ids(1, 2, 3))
-    drafter.learn(ids(), ids(9, 2, 5, 6, 7, 8))
+    serve(drafter, ids(1, 2, 3))
+    serve(drafter, ids(9, 2, 5, 6, 7, 8))
     drafter.begin(ids(1, 2))
     assert set(drafter.propose(16)[0]) >= {3, 5, 6, 7, 8}
 
@@ -198,10 +204,8 @@ def test_the_trie_is_squeezed_when_much_has_changed(monkeypatch):
     monkeypatch.setattr(module, "_SQUEEZE_AFTER", 1)
     monkeypatch.setattr(module, "_MAX_OUTPUT_NODES", 3)
     drafter = TrieDrafter(branch_length=2)
-    drafter.learn(ids(), ids(1, 2, 3))
-    drafter.learn(ids(), ids(1, 2, 4))
-    drafter.learn(ids(), ids(1, 5, 6))
-    drafter.begin(ids(0))
-    drafter.end()
+    serve(drafter, ids(1, 2, 3))
+    serve(drafter, ids(1, 2, 4))
+    serve(drafter, ids(1, 5, 6))
     drafter.begin(ids(0, 1))
     assert drafter.propose(8)[0] == [2]  # seen twice; what was seen once is gone

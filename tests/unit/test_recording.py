@@ -23,9 +23,9 @@ def requests(path):
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.npz"])
 def test_requests_are_appended_and_a_file_is_continued(tmp_path, name):
-    with TraceRecorder(tmp_path / name) as recorder:
-        recorder.record([1, 2], [3], model="m", tokenizer=None)
-        recorder.record([], [4, 5])
+    recorder = TraceRecorder(tmp_path / name)
+    recorder.record([1, 2], [3], model="m", tokenizer=None)
+    recorder.record([], [4, 5])
     TraceRecorder(tmp_path / name).record(torch.tensor([6]), [7])
     assert requests(tmp_path / name) == [([1, 2], [3]), ([], [4, 5]), ([6], [7])]
     assert Trace.load(tmp_path / name).meta == {"model": "m"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pia.cli import options
@@ -119,7 +120,10 @@ def _load_traces(args: argparse.Namespace) -> list[Trace]:
         from pia.cli.models import load_tokenizer
 
         tokenizer = load_tokenizer(args.tokenizer)
-    return [Trace.load(path, tokenizer=tokenizer) for path in args.traces]
+    traces = [Trace.load(path, tokenizer=tokenizer) for path in args.traces]
+    if len({trace.name for trace in traces}) < len(traces):
+        return [replace(trace, name=path) for trace, path in zip(traces, args.traces, strict=True)]
+    return traces
 
 
 def _save(traces: list[Trace], args: argparse.Namespace) -> None:

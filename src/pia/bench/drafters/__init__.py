@@ -67,8 +67,7 @@ def find(name: str, *, max_depth: int = 32) -> Kind:
         return kinds[name]
     if ":" not in name:
         raise DrafterError(f"unknown drafter {name!r}; choose from {', '.join(kinds)}, or give package.module:Class")
-    found = _user_class(name)
-    return Kind(name.rpartition(":")[2], found, has_probs=None)
+    return Kind(name, _user_class(name), has_probs=None)
 
 
 def _new(where: str, **options: Any) -> Drafter:

@@ -99,6 +99,8 @@ class _Trie(_Node):
 class TrieDrafter:
     """The seed's cache at its defaults, mode "hier", for one request at a time.
 
+    Warming requests are requests like others: they squeeze the tries too.
+
     Args:
         branch_length: most drafted tokens in a row; windows are one token longer.
     """
@@ -126,9 +128,6 @@ class TrieDrafter:
         if num_full > 0:
             self._insert(self._pending, num_full, is_output=True)
             del self._pending[:num_full]
-
-    def learn(self, prompt_ids: npt.NDArray[np.int32], output_ids: npt.NDArray[np.int32]) -> None:
-        self._insert(output_ids.tolist(), len(output_ids) - 1, is_output=True)
 
     def end(self) -> None:
         self._insert(self._pending, len(self._pending) - 1, is_output=True)
