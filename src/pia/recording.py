@@ -13,15 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pia.errors import TraceError
+
 if TYPE_CHECKING:
     import torch
 
     from pia.decoding.request import Request
     from pia.decoding.stats import Step
 
-from pia.errors import TraceError
-
 logger = logging.getLogger("pia")
+
+_HEAD = b'{"prompt_ids":'
+"""How every line begins."""
 
 
 class TraceRecorder:
@@ -95,14 +98,23 @@ class TraceRecorder:
         """Creates the file, or cuts off a last line that a crash left unfinished."""
         with self._opened() as handle:
             size = os.fstat(handle).st_size
-            kept = size
-            while kept and os.pread(handle, 1, kept - 1) != b"\n":
-                kept = _line_start(handle, kept)
-            if kept == 0 and size:
-                raise TraceError(f"{self.path} is no recording: it holds no whole line; choose another path")
-            if kept < size:
+            end = _line_start(handle, size)  # just behind the last whole line
+            if size and not self._is_ours(handle, end):
+                raise TraceError(f"{self.path} holds something else than a recording; choose another path")
+            if end < size:
                 logger.warning("PIA cuts an unfinished last line off %s", self.path)
-                os.ftruncate(handle, kept)
+                os.ftruncate(handle, end)
+
+    def _is_ours(self, handle: int, end: int) -> bool:
+        """Whether the last whole line is a recorded request; without one, whether the file begins as a line does."""
+        if end == 0:
+            return _HEAD.startswith(os.pread(handle, len(_HEAD), 0))
+        start = _line_start(handle, max(0, end - 1))
+        try:
+            fields = json.loads(os.pread(handle, end - start, start))
+        except ValueError:
+            return False
+        return isinstance(fields, dict) and {"prompt_ids", "output_ids"} <= fields.keys()
 
     @contextlib.contextmanager
     def _opened(self) -> Any:
@@ -134,7 +146,7 @@ class TraceRecorder:
 
 
 def _line_start(handle: int, end: int) -> int:
-    """Where the unfinished line that ends at `end` begins."""
+    """Where the line begins that goes on to `end`: behind the newline before it, or at 0."""
     while end:
         start = max(0, end - 65536)
         found = os.pread(handle, end - start, start).rfind(b"\n")

@@ -61,12 +61,25 @@ def test_a_line_that_a_crash_broke_off_is_cut(tmp_path, torn):
     assert path.read_bytes().startswith(whole)
 
 
+def test_a_first_line_that_a_crash_broke_off_is_cut(tmp_path):
+    path = tmp_path / "x.jsonl"
+    TraceRecorder(path).record([1], [2])
+    for length in (1, 20):
+        path.write_bytes(path.read_bytes()[:length])
+        TraceRecorder(path).record([3], [4])
+        assert requests(path) == [([3], [4])]
+
+
 def test_other_files_are_left_alone(tmp_path):
     other = tmp_path / "x.jsonl"
-    other.write_text("precious")
-    with pytest.raises(TraceError, match="no recording"):
-        TraceRecorder(other)
-    assert other.read_text() == "precious"
+    for text in ("precious", "precious\n", '{"prompt": "x"}\n', "[]\n[]\n{"):
+        other.write_text(text)
+        with pytest.raises(TraceError, match="something else"):
+            TraceRecorder(other)
+        assert other.read_text() == text
+    other.write_text("")
+    TraceRecorder(other).record([1], [2])
+    assert requests(other) == [([1], [2])]
     (tmp_path / "x.npz").write_text("precious")
     with pytest.raises(TraceError, match="damaged"):
         TraceRecorder(tmp_path / "x.npz")
