@@ -58,12 +58,18 @@ format: $(VENV)/.installed
 bench: bench-replay
 	@$(BIN)/pia bench demo --questions 100 --rounds 3
 
-bench-replay: $(VENV)/.installed
+bench-replay: $(VENV)/.installed $(VENV)/.peers
 	@$(BIN)/pia replay --budgets 8,16,32,64,auto
 
 clean:
 	rm -rf build dist .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What a replay compares with, where it can be had; without it the replay says so and goes on.
+$(VENV)/.peers: $(VENV)/.torch
+	$(say) "installing Arctic Inference's suffix decoding, to compare with (a minute, the first time)"
+	@$(PIP) --no-deps arctic-inference || echo "pia: it cannot be had here, going on without it" >&2
+	@touch $@
 
 # The environment with PyTorch, made once. A CPU build is enough; where an index has none, any build will do.
 $(VENV)/.torch:

@@ -156,7 +156,9 @@ class Lookahead:
         return num_tokens
 
     def _facts(self, call: GenerateCall) -> dict[str, Any]:
-        """What a recording says of where a request comes from."""
+        """What a recording says of where a request comes from; nothing without one."""
+        if self.recorder is None:
+            return {}
         return {"model": model_name(call.model), "tokenizer": self.cache.tokenizer_fingerprint}
 
     def _examine(self, call: GenerateCall, config: LookaheadConfig) -> tuple[Capability, CostCurve | None]:
