@@ -131,10 +131,12 @@ def test_plot(run_here, trace_file, tmp_path, name):
     assert start.startswith((b"\x89PNG", b"<?xml"))
 
 
-def test_plot_of_little(run_here, trace_file, tmp_path):
+@pytest.mark.parametrize("settings", ["--drafters seed --budgets 4", "--drafters pia --budgets auto --cost cpu"])
+def test_plot_of_little(run_here, trace_file, tmp_path, settings):
     pytest.importorskip("matplotlib")
-    result = run_here("replay", trace_file, "--drafters", "seed", "--budgets", "4", "--plot", "one.png", "--json")
+    result = run_here("replay", trace_file, *settings.split(), "--plot", "one.png", "--json")
     assert result.returncode == 0, result.stderr
+    assert (tmp_path / "one.png").stat().st_size > 1000
 
 
 def test_plots_that_cannot_be(run_here, trace_file, monkeypatch):

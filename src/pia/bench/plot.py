@@ -45,7 +45,7 @@ def check_plot(path: str) -> None:
 
 
 def draw(rows: Sequence[Row], path: str) -> None:
-    """Draws a row of panels for each trace: EDL, then the modelled speed-up under each cost curve.
+    """Draws a row of panels for each trace: EDL at fixed budgets, then the modelled speed-up under each cost curve.
 
     Args:
         rows: of a replay study.
@@ -57,20 +57,17 @@ def draw(rows: Sequence[Row], path: str) -> None:
     check_plot(path)
     figure_class: Any = import_module("matplotlib.figure").Figure
     traces = list(dict.fromkeys(row["trace"] for row in rows))
-    curves = list(dict.fromkeys(curve for row in rows for curve in row["speedup"]))
-    size = (4.5 * (1 + len(curves)), 0.95 + 3.1 * len(traces))
+    curves: list[str | None] = list(dict.fromkeys(curve for row in rows for curve in row["speedup"]))
+    columns = [None, *curves] if any(row["budget"] != "auto" for row in rows) else curves
+    size = (4.5 * len(columns), 0.95 + 3.1 * len(traces))
     figure = figure_class(figsize=size, dpi=150, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
-    panels = figure.subplots(len(traces), 1 + len(curves), squeeze=False)
+    panels = figure.subplots(len(traces), len(columns), squeeze=False)
     for line, trace in zip(panels, traces, strict=True):
-        part = [row for row in rows if row["trace"] == trace]
-        _draw_panel(line[0], part, None)
+        for panel, curve in zip(line, columns, strict=True):
+            _draw_panel(panel, [row for row in rows if row["trace"] == trace], curve)
         line[0].set_title(trace, loc="left", fontsize=11, fontweight="bold", color=_INK)
-        line[0].set_ylabel("tokens a forward (EDL)", color=_INK)
-        for panel, curve in zip(line[1:], curves, strict=True):
-            _draw_panel(panel, part, curve)
-            panel.set_ylabel("speed-up over plain (modelled)", color=_INK)
-    for panel, curve in zip(panels[0][1:], curves, strict=True):
+    for panel, curve in zip(panels[0][1:], columns[1:], strict=True):
         panel.set_title(f"if forwards cost as on: {curve}", loc="left", fontsize=10, color=_INK)
     for panel in panels[-1]:
         panel.set_xlabel("draft nodes a step (budget)", color=_INK)
@@ -110,6 +107,7 @@ def _draw_panel(panel: Any, rows: Sequence[Row], curve: str | None) -> None:
     panel.set_xlim(-0.35, len(ticks) - 1 + 0.35 + 0.42 * max(len(ticks) - 1, 1))
     panel.set_xticks(range(len(ticks)), ticks)
     panel.spines["bottom"].set_bounds(-0.35, len(ticks) - 1 + 0.35)
+    panel.set_ylabel("tokens a forward (EDL)" if curve is None else f"x plain decoding, modelled ({curve})", color=_INK)
     panel.margins(y=0.12)
     if curve is not None:
         panel.axhline(1, color=_FAINT, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from pia.drafting.cache import DraftCache
     from pia.drafting.source import DraftSource
 
-__all__ = ["ReplayResult", "Trace", "accepted_nodes", "play", "replay", "warm", "warm_up"]
+__all__ = [
+    "NoProbabilitiesError", "ReplayResult", "Trace", "accepted_nodes", "count_accepted", "fixed_budget", "play", "replay",
+    "warm", "warm_up",
+]  # fmt: skip
 
 _NOTHING = Checked(DraftTree.empty(), True, True)
 
