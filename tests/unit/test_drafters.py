@@ -127,7 +127,8 @@ def test_good_proposals_become_trees_best_first():
     assert checked.tree.parents.tolist() == [-1, -1, 0, 1]
     assert checked.tree.probs.tolist() == pytest.approx([0.6, 0.3, 0.25, 0.2])
     assert (checked.has_probs, checked.has_sources) == (True, False)
-    assert len(check(([], []), 8).tree) == 0
+    nothing = check(([], []), 8)
+    assert (len(nothing.tree), nothing.has_probs) == (0, True)
     assert check(((4, 5), (-1, 0)), 8).has_probs is False
     whole = check(DraftTree.empty(), 8)
     assert (whole.has_probs, whole.has_sources) == (True, True)

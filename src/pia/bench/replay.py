@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from pia.drafting.source import DraftSource
 
 __all__ = [
-    "NoProbabilitiesError", "ReplayResult", "Trace", "accepted_nodes", "count_accepted", "fixed_budget", "play", "replay",
-    "warm", "warm_up",
+    "NoProbabilitiesError", "ReplayResult", "Trace", "accepted_nodes", "count_accepted", "fixed_budget", "play",
+    "replay", "warm", "warm_up",
 ]  # fmt: skip
 
 _NOTHING = Checked(DraftTree.empty(), True, True)

@@ -112,7 +112,7 @@ def check(proposal: Proposal, budget: int) -> Checked:
     probs = np.asarray(proposal[2], np.float32) if len(proposal) == 3 else np.zeros(len(token_ids), np.float32)
     _check_tree(token_ids, parents, probs, budget)
     tree = DraftTree(token_ids, parents, probs, np.zeros(len(token_ids), np.uint8))
-    return Checked(_best_first(tree), len(proposal) == 3, False)
+    return Checked(_best_first(tree), len(proposal) == 3 or not len(tree), False)  # no nodes lack nothing
 
 
 def _row(name: str, values: Ints) -> npt.NDArray[np.int32]:
