@@ -202,9 +202,9 @@ def test_text_with_a_tokenizer_is_saved_as_token_ids(run_here, tmp_path, texts_f
 
 
 @pytest.mark.parametrize("name", ["runs.jsonl", "runs.npz"])
-def test_what_was_recorded_is_replayed(run_here, small_cache, tmp_path, name):
+def test_what_was_recorded_is_replayed(run_here, tmp_path, name):
     """Record real generations, then replay them: the same outputs, and drafts that would have helped."""
-    line = ["generate", "demo", "--chat", "--prompt", QUESTION, "--cache", small_cache, "--max-new-tokens", "48"]
+    line = ["generate", "demo", "--chat", "--prompt", QUESTION, "--budget", "8", "--max-new-tokens", "48"]
     answers = [json.loads(run_here(*line, "--record", name, "--json").stdout) for _ in range(3)]
     trace = Trace.load(tmp_path / name)
     assert len(trace) == 3
