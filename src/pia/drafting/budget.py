@@ -7,6 +7,7 @@ c(n + 1), zero included. All n are looked at: c has steps, and the first one is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -51,7 +52,7 @@ class CostCurve:
 class Calibrator:
     """Corrects estimated path probabilities by what was accepted, per bin of probability, forgetting slowly."""
 
-    _PRIOR = 1.0
+    _PRIOR = 16.0
     _DECAY = 0.99
     _PAYOFF_DECAY = 0.8
 
@@ -59,6 +60,8 @@ class Calibrator:
         self._expected = np.zeros(len(_EDGES) + 1)
         self._accepted = np.zeros(len(_EDGES) + 1)
         self._factors = np.ones(len(_EDGES) + 1)
+        self.num_wanted = math.inf
+        """How many nodes the rule wanted of late, fading; at first nothing is known, so the whole tree is looked at."""
         self.payoff = 0.5
         """What verified steps won of late, in plain steps: tokens accepted less the cost of the nodes."""
 
@@ -94,6 +97,7 @@ class BudgetPolicy:
     _IDLE_AFTER = 16
     _RETRY_EVERY = 4
     _VERIFY_EVERY = 8
+    _HOLD_BELOW = -0.03  # what is cheaper than this share of a step is not worth missing a draft for
 
     def __init__(
         self, curve: CostCurve | None, *, max_nodes: int, fixed: int | None = None, calibrator: Calibrator | None = None
@@ -105,7 +109,6 @@ class BudgetPolicy:
         self.calibrator = calibrator or Calibrator()
         self._costs = curve.table(self.max_nodes + 1) if curve is not None else np.ones(self.max_nodes + 1)
         self._unpaid_steps = 0
-        self._num_wanted = 0.0
         self._num_held = 0
 
     @property
@@ -118,7 +121,7 @@ class BudgetPolicy:
             return self.fixed
         if self._unpaid_steps >= self._IDLE_AFTER and self._unpaid_steps % self._RETRY_EVERY:
             return 0
-        return min(self.max_nodes, int(8 + 2.5 * self._num_wanted))
+        return min(self.max_nodes, 8 + int(2.5 * min(self.calibrator.num_wanted, self.max_nodes)))
 
     def choose(self, probs: np.ndarray) -> int:
         """Number of nodes to verify, of a tree whose nodes have these estimated path probabilities (best first)."""
@@ -126,7 +129,7 @@ class BudgetPolicy:
             return min(self.fixed, len(probs))
         gains = np.concatenate(([1.0], 1.0 + np.cumsum(self.calibrator(probs))))
         best = int(np.argmax(gains / self._costs[: len(gains)]))
-        self._num_wanted = max(best, 0.8 * self._num_wanted)
+        self.calibrator.num_wanted = max(best, 0.8 * min(self.calibrator.num_wanted, self.max_nodes))
         if best and self._is_held():
             best = 0
         self._unpaid_steps = 0 if best else self._unpaid_steps + 1
@@ -134,7 +137,7 @@ class BudgetPolicy:
 
     def _is_held(self) -> bool:
         """Whether a promising draft is passed over: while what was verified of late did not pay, most are."""
-        if self.calibrator.payoff >= 0:
+        if self.calibrator.payoff >= self._HOLD_BELOW:
             return False
         self._num_held += 1
         return self._num_held % self._VERIFY_EVERY != 0
