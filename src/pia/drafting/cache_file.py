@@ -131,10 +131,10 @@ def _encode(cache: DraftCache) -> list[bytes]:
 
 def _pack(log: LearnedSequences, ids: bytes, token_bytes: int) -> bytes:
     packer = zlib.compressobj(_COMPRESSION_LEVEL)
-    parts = [packer.compress(log.lengths.astype("<u4")), packer.compress(log.tokens.astype(f"<u{token_bytes}"))]
+    arrays = [log.lengths.astype("<u4"), log.tokens.astype(f"<u{token_bytes}")]
     if ids:
-        parts += [packer.compress(log.owners.astype("<i4")), packer.compress(ids)]
-    return b"".join([*parts, packer.flush()])
+        arrays += [log.owners.astype("<i4"), np.frombuffer(ids, np.uint8)]
+    return b"".join([*(packer.compress(array.data) for array in arrays), packer.flush()])
 
 
 # --- Loading ---------------------------------------------------------------------------------------------------------
