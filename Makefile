@@ -18,7 +18,7 @@ PYTHON_FILES := src tests tools
 say := @echo "pia:"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-oldest lint format bench clean
+.PHONY: help setup demo test test-all test-oldest lint format bench bench-cache clean
 .DELETE_ON_ERROR:
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make test-oldest  run the tests with the oldest Transformers that PIA supports"
 	@echo "make lint         check style and types"
 	@echo "make bench        measure on 100 questions, three rounds; the last line is JSON"
+	@echo "make bench-cache  measure the draft cache alone, at 10 million tokens; the last line is JSON"
 	@echo "make setup        only create the environment and build"
 	@echo "make clean        remove environments and build outputs"
 
@@ -56,6 +57,9 @@ format: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	@$(BIN)/pia bench demo --questions 100 --rounds 3
+
+bench-cache:
+	@tools/bench_cache.sh
 
 clean:
 	rm -rf build dist .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,10 +15,10 @@ namespace {
 
 constexpr std::uint32_t kMaxParts = 1024;
 
-// So many contexts ahead in a part, what they will need is fetched into the CPU cache.
-constexpr std::size_t kHeaderAhead = 24;
-constexpr std::size_t kSlotAhead = 16;
-constexpr std::size_t kEdgesAhead = 8;
+// Each stage works on what came so many hits ago, when the one before asked for its memory.
+constexpr std::size_t kSlotDelay = 10;
+constexpr std::size_t kEdgesDelay = 20;
+constexpr std::size_t kCountDelay = 31;
 
 struct Hit {
   std::uint32_t hash_low;
@@ -66,6 +66,7 @@ void ContextTable::insert_many(std::span<const Tokens> texts) {
   // Segments can't be split while both threads are at work, so that is done ahead, and set right afterwards.
   while (num_contexts() + static_cast<std::size_t>(new_per_token_ * static_cast<float>(num_tokens)) > next_split_at_) {
     if (!split_one()) break;
+    segment_at(num_segments_.load(std::memory_order_relaxed) - 1).expect(kContextsPerSegment / 2);
   }
   std::array<Tally, 2> tallies;
   if (num_segments_.load(std::memory_order_relaxed) < 2) {
@@ -104,15 +105,21 @@ void ContextTable::insert_half(std::span<const Tokens> texts, std::uint32_t pari
   const std::uint32_t num_parts = std::min(kMaxParts, std::bit_floor(num_segments_.load(std::memory_order_relaxed)));
   const DealtHits dealt(texts, num_parts, parity);
   const std::vector<Hit>& hits = dealt.hits;
-  for (std::size_t i = 0; i < hits.size(); ++i) {
-    if (i + kHeaderAhead < hits.size()) prefetch_header(hits[i + kHeaderAhead].hash());
-    if (i + kSlotAhead < hits.size()) prefetch(hits[i + kSlotAhead].hash());
-    if (i + kEdgesAhead < hits.size()) {
-      const std::uint64_t hash = hits[i + kEdgesAhead].hash();
-      segment_of(hash).prefetch_edges(hash);
+  std::array<Segment*, kCountDelay + 1> segments;  // of the hits ahead; nothing is split meanwhile
+  const auto segment_at = [&](std::size_t i) -> Segment& { return *segments[i % segments.size()]; };
+  for (std::size_t i = 0; i < hits.size() + kCountDelay; ++i) {
+    if (i < hits.size()) {
+      segments[i % segments.size()] = &segment_of(hits[i].hash());
+      __builtin_prefetch(&segment_at(i));
     }
-    Segment& segment = segment_of(hits[i].hash());
-    change(segment, [&] { segment.add(hits[i].hash(), hits[i].token, meter_); }, tally);
+    const auto stage = [&](std::size_t delay, auto&& act) {
+      if (i >= delay && i - delay < hits.size()) act(hits[i - delay], segment_at(i - delay));
+    };
+    stage(kSlotDelay, [](const Hit& hit, const Segment& segment) { segment.prefetch(hit.hash()); });
+    stage(kEdgesDelay, [](const Hit& hit, const Segment& segment) { segment.prefetch_edges(hit.hash()); });
+    stage(kCountDelay, [&](const Hit& hit, Segment& segment) {
+      change(segment, [&] { segment.add(hit.hash(), hit.token, meter_); }, tally);
+    });
   }
 }
 
