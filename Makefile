@@ -18,7 +18,7 @@ PYTHON_FILES := src tests tools
 say := @echo "pia:"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-oldest lint format bench bench-replay clean
+.PHONY: help setup demo test test-all test-oldest lint format bench bench-replay bench-cache clean
 .DELETE_ON_ERROR:
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo "make lint         check style and types"
 	@echo "make bench        replay two recorded traces, then measure on 100 questions; the last line is JSON"
 	@echo "make bench-replay only the replay: PIA's drafts beside those of others; the last line is JSON"
+	@echo "make bench-cache  measure the draft cache alone, at 10 million tokens; the last line is JSON"
 	@echo "make setup        only create the environment and build"
 	@echo "make clean        remove environments and build outputs"
 
@@ -60,6 +61,9 @@ bench: bench-replay
 
 bench-replay: $(VENV)/.installed $(VENV)/.peers
 	@$(BIN)/pia replay --budgets 8,16,32,64,auto
+
+bench-cache:
+	@tools/bench_cache.sh
 
 clean:
 	rm -rf build dist .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -114,7 +114,7 @@ void learn_many(DraftCache& cache, const TokenArray& text, const TokenArray& len
   }
   if (at != tokens.size()) throw std::invalid_argument("the lengths do not add up to the number of tokens");
   const nb::gil_scoped_release released;
-  cache.learn_many(sequences, space);
+  cache.learn_many(std::move(sequences), space);
 }
 
 template <class T>

@@ -21,23 +21,6 @@ std::size_t chunk_size(std::size_t chunk) { return std::size_t{1} << chunk; }
 
 }  // namespace
 
-template <class Change>
-void ContextTable::update(Segment& segment, Change&& change) {
-  const std::size_t contexts = segment.num_contexts();
-  const std::size_t bytes = segment.num_bytes();
-  {
-    const UniqueGuard guard(lock_of(segment));
-    change();
-  }
-  // Only this (the one) writer stores these, so plain read-modify-write is enough.
-  if (segment.num_contexts() != contexts) {
-    num_contexts_.store(num_contexts() - contexts + segment.num_contexts(), std::memory_order_relaxed);
-  }
-  if (segment.num_bytes() != bytes) {
-    num_bytes_.store(num_bytes() - bytes + segment.num_bytes(), std::memory_order_relaxed);
-  }
-}
-
 ContextTable::ContextTable(MemoryMeter& meter, bool is_concurrent, std::size_t expected_contexts)
     : meter_(meter), is_concurrent_(is_concurrent) {
   const auto wanted = static_cast<std::uint32_t>(std::max<std::size_t>(1, expected_contexts / (kContextsPerSegment * 3 / 4)));
@@ -113,7 +96,8 @@ bool ContextTable::add_segment_header(std::uint32_t index) {
   return true;
 }
 
-void ContextTable::split_one() {
+// Splits the segment whose turn it is; false without memory.
+bool ContextTable::split_one() {
   const std::uint32_t count = num_segments_.load(std::memory_order_relaxed);
   bool is_split = false;
   if (add_segment_header(count)) {
@@ -129,6 +113,7 @@ void ContextTable::split_one() {
   }
   // Without memory for a split, eviction keeps segments small; ask again when the table has grown a little.
   next_split_at_ = is_split ? kContextsPerSegment * (count + 1) : num_contexts() + kContextsPerSegment;
+  return is_split;
 }
 
 void ContextTable::clear() {

@@ -47,26 +47,34 @@ std::unique_ptr<DraftSession> DraftCache::begin(Tokens prompt, std::vector<Token
 void DraftCache::learn(Tokens text, const std::vector<TokenId>& stop_ids, const std::string& space,
                        const std::string& request) {
   if (text.empty()) return;
-  const auto target = find_or_add(space);
-  for_each_piece(text, stop_ids, [&](Tokens sequence) { learn_one(*target, sequence, request); });
+  std::vector<LearnedSequence> sequences;
+  for_each_piece(text, stop_ids, [&](Tokens piece) { sequences.push_back({piece, request}); });
+  learn_many(std::move(sequences), space);
 }
 
-void DraftCache::learn_many(const std::vector<LearnedSequence>& sequences, const std::string& space) {
+// Goes by blocks, so that other writers get their turn and the bulk's own needs stay small.
+void DraftCache::learn_many(std::vector<LearnedSequence> sequences, const std::string& space) {
+  // Of a sequence larger than the whole log the end is learned: what is not remembered could not be forgotten.
+  for (auto& [tokens, request] : sequences) {
+    tokens = TokenLog::part_that_fits(tokens, request, log_meter_.limit());
+  }
+  std::erase_if(sequences, [](const LearnedSequence& sequence) { return sequence.tokens.empty(); });
   if (sequences.empty()) return;
   const auto target = find_or_add(space);
-  for (const auto& [tokens, request] : sequences) {
-    if (!tokens.empty()) learn_one(*target, tokens, request);
+  for (std::span<const LearnedSequence> left = sequences; !left.empty();) {
+    std::size_t count = 0;
+    std::size_t num_tokens = 0;
+    std::size_t num_log_bytes = 0;
+    for (; count < left.size() && num_tokens < ContextTable::kBulkTokens; ++count) {
+      num_tokens += left[count].tokens.size();
+      num_log_bytes += TokenLog::cost(left[count].tokens, left[count].request);
+    }
+    make_way_in_tables(*target, num_tokens);
+    make_way_in_log(std::min(num_log_bytes, log_meter_.limit()));
+    const std::lock_guard writing(target->writer);
+    target->learn_many(left.first(count));
+    left = left.subspan(count);
   }
-}
-
-void DraftCache::learn_one(Namespace& target, Tokens sequence, const std::string& request) {
-  // Of a sequence larger than the whole log the end is learned: what is not remembered could not be forgotten.
-  sequence = TokenLog::part_that_fits(sequence, request, log_meter_.limit());
-  if (sequence.empty()) return;
-  make_way_in_tables(target, sequence.size());
-  make_way_in_log(TokenLog::cost(sequence, request));
-  const std::lock_guard writing(target.writer);
-  target.learn(sequence, request);
 }
 
 std::size_t DraftCache::forget(const std::string& request, const std::string& space) {

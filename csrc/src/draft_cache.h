@@ -22,11 +22,6 @@ namespace pia {
 
 class DraftSession;
 
-struct LearnedSequence {
-  Tokens tokens;
-  std::string request;  // empty: of none in particular
-};
-
 class DraftCache : public std::enable_shared_from_this<DraftCache> {
  public:
   static constexpr std::size_t kMinBytes = std::size_t{64} << 10;
@@ -42,7 +37,7 @@ class DraftCache : public std::enable_shared_from_this<DraftCache> {
   void learn(Tokens text, const std::vector<TokenId>& stop_ids, const std::string& space,
              const std::string& request = {});
   // Learns many, each as it is.
-  void learn_many(const std::vector<LearnedSequence>& sequences, const std::string& space);
+  void learn_many(std::vector<LearnedSequence> sequences, const std::string& space);
 
   // Takes back what a request taught the cache; returns the number of tokens. While nothing has been evicted, the cache
   // is then the one that never learned them. Otherwise, too, nothing is left of them.
@@ -83,7 +78,6 @@ class DraftCache : public std::enable_shared_from_this<DraftCache> {
   std::shared_ptr<Namespace> make_namespace(const std::string& space);
   void forget_if_empty(const std::string& space);
   void shrink_largest(const Namespace* except, std::size_t num_bytes);
-  void learn_one(Namespace& target, Tokens sequence, const std::string& request);
   void make_way_in_tables(Namespace& target, std::size_t num_tokens);
   void make_way_in_log(std::size_t num_bytes);
 

@@ -10,6 +10,23 @@ bool Namespace::learn(Tokens sequence, const std::string& request) {
   return true;
 }
 
+void Namespace::learn_many(std::span<const LearnedSequence> sequences) {
+  std::vector<Tokens> pending;  // logged, not in the table yet
+  const auto flush = [&] {
+    table.insert_many(pending);
+    pending.clear();
+  };
+  for (const auto& [tokens, request] : sequences) {
+    if (!log.try_append(tokens, request)) {
+      flush();  // what is forgotten for room may be among them
+      learn(tokens, request);
+    } else {
+      pending.push_back(tokens);
+    }
+  }
+  flush();
+}
+
 std::size_t Namespace::forget(TokenLog::Age age) {
   const auto tokens = log.take(age);
   table.remove(tokens);

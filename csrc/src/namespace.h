@@ -13,12 +13,19 @@
 
 namespace pia {
 
+struct LearnedSequence {
+  Tokens tokens;
+  std::string request;  // empty: of none in particular
+};
+
 struct Namespace {
   Namespace(MemoryMeter& table_meter, MemoryMeter& log_meter) : table(table_meter, true), log(log_meter) {}
 
   // Hold `writer` for all of these.
   // Learns one sequence; the log's oldest ones make room. False, and nothing learned, if that was not enough.
   bool learn(Tokens sequence, const std::string& request);
+  // The same for many, whose text goes into the table all at once.
+  void learn_many(std::span<const LearnedSequence> sequences);
   // These return the number of tokens forgotten.
   std::size_t forget_oldest();
   std::size_t forget_request(const std::string& request);

@@ -141,6 +141,17 @@ struct StepTimes {
 };
 
 // Steps of requests with fresh prompts and outputs of the same kind as what the cache holds.
+double load_rate(const std::vector<TokenId>& text) {
+  const auto cache = std::make_shared<DraftCache>(std::size_t{4} << 30);
+  std::vector<LearnedSequence> sequences;
+  for (std::size_t at = 0; at < text.size(); at += kSequenceLength) {
+    sequences.push_back({Tokens(text).subspan(at, std::min(kSequenceLength, text.size() - at)), {}});
+  }
+  const double start = wall_seconds();
+  cache->learn_many(std::move(sequences), "");
+  return static_cast<double>(text.size()) / (wall_seconds() - start);
+}
+
 StepTimes time_steps(const std::shared_ptr<DraftCache>& cache, std::size_t budget, std::uint64_t seed, int num_requests,
                      double (*clock)() = cpu_seconds) {
   StepTimes times;
@@ -209,6 +220,7 @@ int main(int argc, char** argv) {
   const auto cache = std::make_shared<DraftCache>(std::size_t{4} << 30);
   {
     const auto text = TextMaker(1).make(num_tokens);
+    report("load_tokens_per_s", load_rate(text));
     report("learn_tokens_per_s", learn_all(cache, text));
   }
   report("bytes_per_token", static_cast<double>(cache->num_bytes()) / static_cast<double>(num_tokens));

@@ -46,6 +46,16 @@ void check_tree(std::span<const pia::DraftNode> nodes, std::size_t budget, std::
   }
 }
 
+// Enough text at once for the table to take it in on two threads.
+void learn_much(const std::shared_ptr<DraftCache>& cache, std::mt19937& random) {
+  std::vector<std::vector<TokenId>> texts;
+  std::vector<pia::LearnedSequence> sequences;
+  for (int i = 0; i < 40; ++i) texts.push_back(random_text(random, 1000));
+  for (const auto& text : texts) sequences.push_back({text, "bulk " + std::to_string(random() % 3)});
+  cache->learn_many(std::move(sequences), "tenant 2");
+  cache->forget("bulk 1", "tenant 2");
+}
+
 void run_requests(const std::shared_ptr<DraftCache>& cache, unsigned seed, int num_requests) {
   std::mt19937 random(seed);
   for (int i = 0; i < num_requests; ++i) {
@@ -64,6 +74,7 @@ void run_requests(const std::shared_ptr<DraftCache>& cache, unsigned seed, int n
     cache->learn(random_text(random, random() % 400), {0, 96}, space, random() % 2 ? request : "");
     if (random() % 4 == 0) cache->forget("request " + std::to_string(random() % 50), space);
     if (random() % 40 == 0) cache->clear(space);
+    if (random() % 50 == 0) learn_much(cache, random);
     expect(cache->num_bytes() <= cache->max_bytes(), "the memory bound is broken");
   }
 }

@@ -44,6 +44,20 @@ class SlowTable:
             del counts[min(counts, key=lambda known: (counts[known], -known))]
         counts[token] = counts.get(token, 0) + 1
 
+    def unlearn(self, text: Sequence[int]) -> None:
+        for end in range(1, len(text)):
+            for skip, length in SHAPES:
+                if skip + length <= end:
+                    self._uncount((skip, tuple(text[end - skip - length : end - skip])), text[end])
+
+    def _uncount(self, context: Context, token: int) -> None:
+        counts = self.counts[context]
+        counts[token] -= 1
+        if not counts[token]:
+            del counts[token]
+        if not counts:
+            del self.counts[context]
+
     def read(self, context: Context) -> tuple[int, dict[int, int]]:
         """The count of all continuations, and the most frequent of them."""
         counts = self.counts.get(context, {})

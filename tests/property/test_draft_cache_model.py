@@ -20,14 +20,16 @@ STOP = 4
 VOCAB_SIZE = 6
 tokens = st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=30)
 namespaces = st.sampled_from(["", "a tenant"])
+request_ids = st.sampled_from([None, "one", "two", "three"])
 
 
 class Request:
     """A session and what the model knows about it."""
 
-    def __init__(self, session: DraftSession, namespace: str, prompt: list[int]) -> None:
+    def __init__(self, session: DraftSession, namespace: str, request_id: str | None, prompt: list[int]) -> None:
         self.session = session
         self.namespace = namespace
+        self.request_id = request_id
         self.text = list(prompt)
         self.num_prompt = len(prompt)
         self.own = SlowTable()
@@ -51,24 +53,44 @@ class DraftCacheMachine(RuleBasedStateMachine):
     def start(self) -> None:
         self.cache = DraftCache(vocab_size=VOCAB_SIZE)
         self.shared = {"": SlowTable(), "a tenant": SlowTable()}
-        self.num_tokens = {"": 0, "a tenant": 0}
+        self.logs: dict[str, list[tuple[str | None, list[int]]]] = {"": [], "a tenant": []}
         self.num_running = 0
 
-    def learn(self, namespace: str, text: list[int]) -> None:
+    def learn(self, namespace: str, request_id: str | None, text: list[int]) -> None:
         for piece in pieces(text):
             self.shared[namespace].learn(piece)
-        self.num_tokens[namespace] += len(text)
+            self.logs[namespace].append((request_id, piece))
 
-    @rule(text=tokens, namespace=namespaces)
-    def insert(self, text: list[int], namespace: str) -> None:
-        self.cache.insert(text, stop_ids={STOP}, namespace=namespace)
-        self.learn(namespace, text)
+    def unlearn(self, namespace: str, entries: list[tuple[str | None, list[int]]]) -> int:
+        for entry in entries:
+            self.shared[namespace].unlearn(entry[1])
+            log = self.logs[namespace]
+            del log[len(log) - 1 - log[::-1].index(entry)]
+        return sum(len(piece) for _, piece in entries)
 
-    @rule(target=requests, prompt=tokens, namespace=namespaces)
-    def begin(self, prompt: list[int], namespace: str) -> Request:
-        session = self.cache.begin(prompt, stop_ids={STOP}, namespace=namespace)
+    @rule(text=tokens, namespace=namespaces, request_id=request_ids)
+    def insert(self, text: list[int], namespace: str, request_id: str | None) -> None:
+        self.cache.insert(text, stop_ids={STOP}, namespace=namespace, request_id=request_id)
+        self.learn(namespace, request_id, text)
+
+    @rule(namespace=namespaces, request_id=st.sampled_from(["one", "two", "three"]))
+    def forget(self, namespace: str, request_id: str) -> None:
+        theirs = [entry for entry in self.logs[namespace] if entry[0] == request_id]
+        assert self.cache.forget(request_id, namespace=namespace) == self.unlearn(namespace, theirs)
+
+    @rule(namespace=namespaces, data=st.data())
+    def forget_sequence(self, namespace: str, data: st.DataObject) -> None:
+        known = [piece for _, piece in self.logs[namespace]]
+        text = data.draw(st.sampled_from(known) if known else st.just([1, 2, 3]))
+        youngest = [entry for entry in self.logs[namespace] if entry[1] == text][-1:]
+        num_tokens = self.cache.forget_sequence(text, stop_ids={STOP}, namespace=namespace)
+        assert num_tokens == self.unlearn(namespace, youngest)
+
+    @rule(target=requests, prompt=tokens, namespace=namespaces, request_id=request_ids)
+    def begin(self, prompt: list[int], namespace: str, request_id: str | None) -> Request:
+        session = self.cache.begin(prompt, stop_ids={STOP}, namespace=namespace, request_id=request_id)
         self.num_running += 1
-        return Request(session, namespace, prompt)
+        return Request(session, namespace, request_id, prompt)
 
     @rule(request=requests, text=tokens)
     def observe(self, request: Request, text: list[int]) -> None:
@@ -96,14 +118,14 @@ class DraftCacheMachine(RuleBasedStateMachine):
         request.session.end(commit=commit)
         self.num_running -= 1
         if commit:
-            self.learn(request.namespace, request.text[request.num_prompt :])
+            self.learn(request.namespace, request.request_id, request.text[request.num_prompt :])
         return multiple()
 
     @rule(namespace=namespaces)
     def clear(self, namespace: str) -> None:
         self.cache.clear(namespace)
         self.shared[namespace] = SlowTable()
-        self.num_tokens[namespace] = 0
+        self.logs[namespace] = []
 
     @rule()
     def save_and_load(self) -> None:
@@ -119,9 +141,18 @@ class DraftCacheMachine(RuleBasedStateMachine):
             return
         self.cache.check_integrity()
         assert self.cache.num_contexts == sum(len(table.counts) for table in self.shared.values())
-        assert self.cache.num_tokens == sum(self.num_tokens.values())
-        assert self.cache.namespaces == sorted(name for name, count in self.num_tokens.items() if count)
+        for name, log in self.logs.items():
+            assert logged(self.cache, name) == log
+        assert self.cache.namespaces == sorted(name for name, log in self.logs.items() if log)
         assert (self.cache.request_memory_usage > 0) == (self.num_running > 0)
+
+
+def logged(cache: DraftCache, namespace: str) -> list[tuple[str | None, list[int]]]:
+    """The cache's own log, as the model keeps it."""
+    log = cache.export_log(namespace)
+    pieces = np.split(log.tokens, np.cumsum(log.lengths)[:-1]) if len(log.lengths) else []
+    names = [log.request_ids[owner] if owner >= 0 else None for owner in log.owners]
+    return [(name, piece.tolist()) for name, piece in zip(names, pieces, strict=True)]
 
 
 def above_floor(probs: list[float]) -> list[float]:
@@ -150,8 +181,13 @@ def test_tables_of_many_segments_match_too():
         text = random.zipf(1.5, 300) % 300
         cache.insert(text)
         shared.learn(text.tolist())
+    for _ in range(40):
+        text = random.zipf(1.3, 300) % 300
+        cache.insert(text, request_id="passing")
+    assert cache.forget("passing") == 40 * 300
     prompt = (random.zipf(1.5, 6000) % 300).tolist()
     session = cache.begin(prompt)
+    session.wait()
     own.learn(prompt)
     cache.check_integrity()
     assert cache.num_contexts == len(shared.counts) > 20 * 1024

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def with_digest(data: bytes) -> bytes:
     return data + hashlib.blake2b(data, digest_size=32).digest()
 
 
-def crafted(fields: object, *sections: bytes, version: int = 1) -> bytes:
+def crafted(fields: object, *sections: bytes, version: int = 2) -> bytes:
     """A file of our own making, with a right checksum."""
     header = json.dumps(fields).encode()
     return with_digest(struct.pack("<8sII", b"PIACACHE", version, len(header)) + header + b"".join(sections))
@@ -63,6 +64,35 @@ def test_a_loaded_cache_drafts_as_the_saved_one(tmp_path):
     assert (loaded.num_tokens, loaded.num_contexts) == (cache.num_tokens, cache.num_contexts)
     loaded.save(tmp_path / "again.pia")
     assert (tmp_path / "again.pia").read_bytes() == (tmp_path / "cache.pia").read_bytes()
+
+
+def test_request_ids_survive(tmp_path):
+    cache = example()
+    cache.insert([1, 2, 3, 4], request_id="Grüße", namespace="Köln")
+    cache.insert([5, 6], request_id="two")
+    cache.insert([6, 7], request_id="two")
+    cache.save(tmp_path / "cache.pia")
+    loaded = DraftCache.load(tmp_path / "cache.pia")
+    assert drafts(loaded) == drafts(cache)
+    assert (loaded.forget("two"), loaded.forget("Grüße", namespace="Köln")) == (4, 4)
+    assert drafts(loaded) == drafts(example())
+
+
+def test_a_large_cache_comes_back_whole(tmp_path):
+    random = np.random.default_rng(0)
+    cache = DraftCache(max_bytes=1 << 28)
+    cache.import_sequences((random.zipf(1.2, 300_000) % 70_000).astype(np.int32), np.full(1000, 300, np.int32))
+    cache.save(tmp_path / "cache.pia")
+    loaded = DraftCache.load(tmp_path / "cache.pia", max_bytes=1 << 28)
+    loaded.check_integrity()
+    assert loaded.num_contexts == cache.num_contexts
+    assert drafts(loaded) == drafts(cache)
+
+
+def test_files_of_the_first_format_are_read(tmp_path):
+    (tmp_path / "cache.pia").write_bytes(crafted(fields(), SECTION, version=1))
+    assert DraftCache.load(tmp_path / "cache.pia").num_tokens == 3
+    assert cache_file.read_header(tmp_path / "cache.pia").version == 1
 
 
 def test_an_empty_cache_and_large_ids_survive(tmp_path):
@@ -94,7 +124,7 @@ def test_a_cache_may_be_loaded_into_less_memory(tmp_path):
 def test_the_header_tells_what_is_inside(tmp_path):
     example().save(tmp_path / "cache.pia")
     header = cache_file.read_header(tmp_path / "cache.pia")
-    assert (header.version, header.vocab_size, header.tokenizer_fingerprint) == (1, 1000, "abc")
+    assert (header.version, header.vocab_size, header.tokenizer_fingerprint) == (2, 1000, "abc")
     assert header.num_tokens == 1200
     assert [section.name for section in header.namespaces] == ["", "Köln"]
     assert [section.num_tokens for section in header.namespaces] == [600, 600]
@@ -165,14 +195,14 @@ def test_foreign_missing_and_newer_files_are_named(tmp_path):
     path.write_bytes(b"{}")
     with pytest.raises(CacheFileError, match="is not a draft cache"):
         DraftCache.load(path)
-    path.write_bytes(crafted({}, version=2))
-    with pytest.raises(CacheFileError, match="format 2, but this PIA reads format 1; install a newer PIA"):
+    path.write_bytes(crafted({}, version=3))
+    with pytest.raises(CacheFileError, match="format 3, but this PIA reads up to 2; install a newer PIA"):
         DraftCache.load(path)
 
 
 def fields(**changes: object) -> dict[str, object]:
     """A header for one namespace with the two sequences [1, 2] and [3]."""
-    section = {"name": "", "num_sequences": 2, "num_tokens": 3, "num_bytes": len(SECTION)}
+    section = {"name": "", "num_sequences": 2, "num_tokens": 3, "num_bytes": len(SECTION), "num_id_bytes": 0}
     section |= {key: changes.pop(key) for key in [*changes] if key in section}
     whole = {"vocab_size": 10, "tokenizer_fingerprint": None, "orders": [1], "num_tokens": 3, "token_bytes": 2}
     return whole | {"namespaces": [section]} | changes
@@ -217,6 +247,36 @@ def test_ids_of_more_than_31_bits_are_refused(tmp_path):
         DraftCache.load(tmp_path / "cache.pia")
 
 
+def with_ids(owners: list[int], ids: bytes) -> bytes:
+    """The section of `fields` with owners and request ids behind it."""
+    raw = np.array([2, 1], "<u4").tobytes() + np.array([1, 2, 3], "<u2").tobytes()
+    return zlib.compress(raw + np.array(owners, "<i4").tobytes() + ids)
+
+
+def load_with_ids(folder: Path, owners: list[int], ids: bytes) -> DraftCache:
+    section = with_ids(owners, ids)
+    (folder / "cache.pia").write_bytes(
+        crafted(fields(num_bytes=len(section), num_id_bytes=len(ids)), section),
+    )
+    return DraftCache.load(folder / "cache.pia")
+
+
+def test_the_crafted_ids_are_fine_as_they_stand(tmp_path):
+    assert load_with_ids(tmp_path, [-1, 0], b'["r"]').forget("r") == 1
+
+
+@pytest.mark.parametrize("ids", [b"[1]", b"{}", b"[", b'[""]', b'["\\ud800"]', b'["\xff"]', b"[" * 100_000])
+def test_crafted_request_ids_are_refused(tmp_path, ids):
+    with pytest.raises(CacheFileError, match="damaged"):
+        load_with_ids(tmp_path, [0, 0], ids)
+
+
+@pytest.mark.parametrize("owners", [[0], [0, 1], [0, 0, 0]])
+def test_crafted_owners_are_refused(tmp_path, owners):
+    with pytest.raises(CacheFileError, match="damaged"):
+        load_with_ids(tmp_path, owners, b'["r"]')
+
+
 BAD_HEADERS = [
     [],
     {},
@@ -249,8 +309,8 @@ def test_crafted_headers_are_refused(tmp_path, header):
 def test_crafted_prefixes_are_refused(tmp_path):
     path = tmp_path / "cache.pia"
     for data in (
-        struct.pack("<8sII", b"PIACACHE", 1, 2**32 - 1),
-        struct.pack("<8sII", b"PIACACHE", 1, 3) + b"\xff\xfe{",
+        struct.pack("<8sII", b"PIACACHE", 2, 2**32 - 1),
+        struct.pack("<8sII", b"PIACACHE", 2, 3) + b"\xff\xfe{",
     ):
         path.write_bytes(with_digest(data))
         with pytest.raises(CacheFileError, match="damaged"):
@@ -299,6 +359,34 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     subprocess.run([sys.executable, "-c", FULL_DISK, path], check=True)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["cache.pia"]
+
+
+ENDLESS_SAVING = """
+import sys
+from pia.drafting.cache import DraftCache
+caches = []
+for size in (300, 60_000):
+    caches.append(DraftCache())
+    caches[-1].insert(list(range(size)))
+while True:
+    for cache in caches:
+        cache.save(sys.argv[1])
+        print(flush=True)
+"""
+
+
+def test_killing_it_at_any_moment_leaves_a_whole_file(tmp_path):
+    path = tmp_path / "cache.pia"
+    random = np.random.default_rng(0)
+    for _ in range(6):
+        child = subprocess.Popen([sys.executable, "-c", ENDLESS_SAVING, path], stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        child.stdout.readline()  # the first file is there
+        time.sleep(random.uniform(0, 0.05))
+        child.kill()
+        child.wait()
+        child.stdout.close()
+        assert DraftCache.load(path).num_tokens in (300, 60_000)
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

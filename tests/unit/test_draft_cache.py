@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -212,10 +213,51 @@ def test_a_long_prompt_works_and_its_memory_is_freed():
     cache = DraftCache()
     prompt = noise(0, 100_000)
     session = cache.begin(prompt)
+    session.wait()
     assert cache.request_memory_usage > 4 * len(prompt)
     session.observe(prompt[500:520])
     assert drafted(session.propose(16, 16)) == prompt[520:536].tolist()
     session.end(commit=False)
+    assert cache.request_memory_usage == 0
+
+
+def test_a_long_prompt_does_not_hold_up_the_first_step():
+    prompt = np.tile(noise(0, 25_000), 4)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        session = DraftCache().begin(prompt)
+        times.append(time.perf_counter() - start)
+        session.observe(prompt[-8:])
+        assert len(session.propose(16)) <= 16
+        session.end(commit=False)
+    assert min(times) < 0.005
+
+
+def test_a_long_prompt_is_learned_once_whatever_happens_meanwhile():
+    prompt, output = noise(0, 30_000, 200), noise(1, 400, 200)
+    patient, busy = DraftCache().begin(prompt), DraftCache().begin(prompt)
+    patient.wait()
+    for session in (patient, busy):
+        for start in range(0, 400, 8):
+            session.propose(8)
+            session.observe(output[start : start + 8])
+    busy.wait()
+    trees = [session.propose(200) for session in (patient, busy)]
+    assert trees[0].token_ids.tolist() == trees[1].token_ids.tolist()
+    assert trees[0].probs.tolist() == trees[1].probs.tolist()
+
+
+@pytest.mark.parametrize("commit", [True, False])
+def test_a_session_may_end_while_its_prompt_is_read(commit):
+    cache = DraftCache()
+    for _ in range(20):
+        session = cache.begin(noise(0, 50_000))
+        session.observe([1, 2, 3])
+        session.end(commit=commit)
+        with pytest.raises(ValueError, match="has ended"):
+            session.wait()
+    assert cache.num_tokens == (60 if commit else 0)
     assert cache.request_memory_usage == 0
 
 
@@ -275,6 +317,100 @@ def test_a_cache_belongs_to_one_tokenizer():
         cache.merge(DraftCache(vocab_size=7))
     with pytest.raises(ValueError, match="vocab_size"):
         DraftCache(vocab_size=0)
+
+
+# --- Forgetting ------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_can_be_forgotten():
+    cache = DraftCache()
+    cache.insert([1, 2, 3])
+    for prompt, output in (([7], [1, 2, 4, STOP, 5, 6]), ([8], [1, 2, 4])):
+        session = cache.begin(prompt, stop_ids={STOP}, request_id="r")
+        session.observe(output)
+        session.end(commit=True)
+    assert continuations(cache, [1, 2]) == {3, 4}
+    assert cache.forget("r", namespace="elsewhere") == cache.forget("s") == 0
+    assert cache.forget("r") == 9
+    assert cache.forget("r") == 0
+    assert continuations(cache, [1, 2]) == {3}
+    assert continuations(cache, [5]) == set()
+    assert cache.num_tokens == 3
+    cache.check_integrity()
+
+
+def test_forgetting_all_leaves_nothing():
+    cache = DraftCache()
+    for index in range(200):
+        cache.insert(noise(index, 100, 30), request_id=f"r{index}", namespace="a")
+    for index in range(200):
+        assert cache.forget(f"r{index}", namespace="a") == 100
+        if index % 40 == 0:
+            cache.check_integrity()
+    assert cache.memory_usage == cache.num_contexts == cache.num_tokens == 0
+    assert cache.namespaces == []
+
+
+def test_a_sequence_can_be_forgotten_without_an_id():
+    cache = DraftCache()
+    for _ in range(2):
+        cache.insert([1, 2, STOP, 3, 4], stop_ids={STOP})
+    assert cache.forget_sequence([1, 2]) == 0
+    assert cache.forget_sequence([1, 2, STOP, 3, 4], stop_ids={STOP}) == 5
+    assert continuations(cache, [3]) == {4}
+    assert cache.forget_sequence([3, 4]) == 2
+    assert continuations(cache, [3]) == set()
+    assert cache.num_tokens == 3
+
+
+def test_what_the_log_drops_for_room_is_forgotten():
+    cache = DraftCache(max_bytes=1 << 16)
+    first = [1, 2, 3, 4, 5, 6, 7, 8]
+    cache.insert(first, request_id="old")
+    for seed in range(40):
+        cache.insert(noise(seed, 50) + 100)
+    assert cache.forget("old") == 0
+    assert continuations(cache, first[:4]) == set()
+    cache.check_integrity()
+
+
+def test_forgetting_in_a_full_cache_leaves_no_trace_of_the_request():
+    cache = DraftCache(max_bytes=1 << 18)
+    for seed in range(60):
+        cache.insert(noise(seed, 200, 500), request_id=f"r{seed % 10}")
+    for index in range(10):
+        cache.forget(f"r{index}")
+        cache.check_integrity()
+    assert cache.num_contexts == cache.num_tokens == 0
+
+
+def test_common_contexts_keep_their_most_frequent_continuations():
+    cache = DraftCache()
+    for token in range(100, 700):
+        cache.insert([1, token])
+    for _ in range(3):
+        cache.insert([1, 50])
+    assert drafted(cache.begin([1]).propose(1)) == [50]
+    cache.check_integrity()
+
+
+def test_merging_keeps_request_ids():
+    ours, theirs = DraftCache(), DraftCache()
+    theirs.insert([1, 2], request_id="r")
+    ours.insert([1, 2])
+    ours.merge(theirs)
+    assert ours.forget("r") == 2
+    assert ours.num_tokens == 2
+
+
+@pytest.mark.parametrize("request_id", ["", "x" * 257])
+def test_bad_request_ids_are_refused(request_id):
+    cache = DraftCache()
+    for call in (cache.begin, cache.insert):
+        with pytest.raises(ValueError, match="1 to 256 bytes"):
+            call([1], request_id=request_id)
+    with pytest.raises(ValueError, match="1 to 256 bytes"):
+        cache.forget(request_id)
 
 
 # --- Memory ----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,18 +19,39 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_BYTES = 1 << 30
 
+MAX_REQUEST_ID = 256
+"""Bytes that a request id may have (as UTF-8)."""
+
 TokenSequence = Sequence[int] | npt.NDArray[np.integer[Any]]
+
+
+class LearnedSequences(NamedTuple):
+    """What a namespace has learned, oldest sequence first."""
+
+    tokens: npt.NDArray[np.int32]
+    """All tokens in a row, [num_tokens]."""
+    lengths: npt.NDArray[np.int32]
+    """Tokens of each sequence, [num_sequences]."""
+    owners: npt.NDArray[np.int32]
+    """Which of `request_ids` each sequence comes from, or -1, [num_sequences]."""
+    request_ids: list[str]
 
 
 class DraftCache:
     """Learns token sequences and drafts their continuation.
 
     The cache keeps, for contexts of the last 1, 2, 4, 8 and 16 tokens and for two that leave out the last one, which
-    tokens followed and how often, and reads these counts as a language model. It is shared by all requests; each request also drafts from its own
-    prompt and output, which leave no trace here unless it ends with `commit=True`.
+    tokens followed and how often, and reads these counts as a language model. It is shared by all requests; each request
+    also drafts from its own prompt and output, which leave no trace here unless it ends with `commit=True`.
 
     All methods may be called from any number of threads; native work runs without the GIL. Namespaces are kept apart
     entirely: what one learned never drafts for another.
+
+    What was learned can be forgotten, by request id or by its text. Everything the cache drafts from is owed to
+    sequences that it remembers; when memory for these is spent, the oldest are forgotten. As long as no contexts had to
+    be evicted, forgetting is exact: context by context, the cache becomes the one that never learned them. (But for
+    contexts of more than 255 different continuations, which keep the most frequent.) After evictions others' counts may
+    suffer, but nothing is left of what was forgotten, either way.
 
     Args:
         max_bytes: Bound of the shared memory. Beyond it the least useful contexts are evicted.
@@ -60,9 +81,13 @@ class DraftCache:
         *,
         stop_ids: AbstractSet[int] = frozenset(),
         namespace: str = "",
+        request_id: str | None = None,
         predicted_ids: TokenSequence = (),
     ) -> DraftSession:
         """Starts drafting for one request.
+
+        A prompt of more than some thousand tokens is read in the background: the session drafts at once, and knows the
+        whole prompt after some milliseconds.
 
         Args:
             prompt_ids: The whole prompt, [num_prompt]. Stop ids inside it are ordinary tokens.
@@ -70,24 +95,52 @@ class DraftCache:
             namespace: Whose shared contexts to use and to teach.
             predicted_ids: What the caller expects the output to be, more or less: an edited file, a template, the
                 previous answer. Drafts follow it, and find their way back where the output departs from it.
+            request_id: By which what this request teaches can be forgotten. Several may share one.
 
         Raises:
-            ValueError: If a token id lies outside the vocabulary.
+            ValueError: If a token id lies outside the vocabulary, or the request id is empty or too long.
         """
+        request = _checked_request_id(request_id)
         predicted = as_token_ids(predicted_ids)
-        return DraftSession(self._core.begin(as_token_ids(prompt_ids), list(stop_ids), namespace, "", predicted))
+        return DraftSession(self._core.begin(as_token_ids(prompt_ids), list(stop_ids), namespace, request, predicted))
 
     def insert(
-        self, token_ids: TokenSequence, *, stop_ids: AbstractSet[int] = frozenset(), namespace: str = ""
+        self,
+        token_ids: TokenSequence,
+        *,
+        stop_ids: AbstractSet[int] = frozenset(),
+        namespace: str = "",
+        request_id: str | None = None,
     ) -> None:
         """Learns one finished sequence, [n], as if a request had produced it.
 
         A stop id ends a learned sequence: it can be drafted itself, but what follows it starts afresh.
 
         Raises:
-            ValueError: If a token id lies outside the vocabulary.
+            ValueError: If a token id lies outside the vocabulary, or the request id is empty or too long.
         """
-        self._core.learn(as_token_ids(token_ids), list(stop_ids), namespace, "")
+        request = _checked_request_id(request_id)
+        self._core.learn(as_token_ids(token_ids), list(stop_ids), namespace, request)
+
+    def forget(self, request_id: str, *, namespace: str = "") -> int:
+        """Takes back all that a request has taught a namespace.
+
+        What a running session has emitted is not learned yet: end it with `commit=False`.
+
+        Returns:
+            Number of tokens forgotten; 0 if nothing is known of the request.
+        """
+        return self._core.forget(_checked_request_id(request_id), namespace)
+
+    def forget_sequence(
+        self, token_ids: TokenSequence, *, stop_ids: AbstractSet[int] = frozenset(), namespace: str = ""
+    ) -> int:
+        """Takes back one `insert` of the same arguments, the latest if there were several; looks through the whole log.
+
+        Returns:
+            Number of tokens forgotten; 0 if the sequence is not remembered.
+        """
+        return self._core.forget_text(as_token_ids(token_ids), list(stop_ids), namespace)
 
     def clear(self, namespace: str | None = None) -> None:
         """Forgets everything a namespace has learned; without one, everything."""
@@ -104,7 +157,7 @@ class DraftCache:
         """
         self.bind(other.vocab_size, other.tokenizer_fingerprint)
         for namespace in other.namespaces:
-            self.import_sequences(*other.export_sequences(namespace), namespace=namespace)
+            self.import_log(other.export_log(namespace), namespace=namespace)
 
     # --- Files -------------------------------------------------------------------------------------------------------
 
@@ -129,10 +182,27 @@ class DraftCache:
 
         return cache_file.load(path, max_bytes=max_bytes)
 
+    def export_log(self, namespace: str = "") -> LearnedSequences:
+        """The learned sequences and whose they are."""
+        *arrays, request_ids = self._core.sequences(namespace)
+        tokens, lengths, owners = (np.frombuffer(array, np.int32) for array in arrays)
+        return LearnedSequences(tokens, lengths, owners, request_ids)
+
+    def import_log(self, log: LearnedSequences, *, namespace: str = "") -> None:
+        """Learns what `export_log` returned.
+
+        Raises:
+            ValueError: If ids lie outside the vocabulary, the lengths do not add up to the tokens, or an owner is
+                unknown.
+        """
+        request_ids = [_checked_request_id(request_id) for request_id in log.request_ids]
+        arrays = (as_token_ids(log.tokens), as_token_ids(log.lengths), np.ascontiguousarray(log.owners, np.int32))
+        self._core.learn_many(*arrays, request_ids, namespace)
+
     def export_sequences(self, namespace: str = "") -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """The learned sequences, oldest first: all tokens in a row, int32 [n], and each one's length, int32 [m]."""
-        tokens, lengths = self._core.sequences(namespace)
-        return np.frombuffer(tokens, np.int32), np.frombuffer(lengths, np.int32)
+        log = self.export_log(namespace)
+        return log.tokens, log.lengths
 
     def import_sequences(
         self, tokens: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32], *, namespace: str = ""
@@ -142,7 +212,7 @@ class DraftCache:
         Raises:
             ValueError: If ids lie outside the vocabulary or the lengths do not add up to the tokens.
         """
-        self._core.learn_many(as_token_ids(tokens), as_token_ids(lengths), namespace)
+        self.import_log(LearnedSequences(tokens, lengths, np.empty(0, np.int32), []), namespace=namespace)
 
     # --- What it belongs to ------------------------------------------------------------------------------------------
 
@@ -215,7 +285,7 @@ class DraftCache:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens learned and still remembered as text (the contexts of older ones may be known beyond that)."""
+        """Tokens learned and still remembered."""
         return self._core.num_tokens
 
     @property
@@ -275,6 +345,14 @@ class DraftSession:
                 return
         self._core.observe_array(as_token_ids(token_ids))
 
+    def wait(self) -> None:
+        """Returns once the whole prompt is known, for those who need drafts that do not depend on time.
+
+        Raises:
+            ValueError: If the session has ended.
+        """
+        self._core.wait()
+
     def end(self, *, commit: bool) -> None:
         """Ends the request and frees its memory. Idempotent.
 
@@ -286,6 +364,15 @@ class DraftSession:
     def __repr__(self) -> str:
         state = "ended" if self._core.has_ended else f"{self._core.num_bytes / 1024:,.0f} KiB"
         return f"DraftSession({state})"
+
+
+def _checked_request_id(request_id: str | None) -> str:
+    """The id as the native side takes it, where empty means none."""
+    if request_id is None:
+        return ""
+    if not 0 < len(request_id.encode()) <= MAX_REQUEST_ID:
+        raise ValueError(f"a request id must have 1 to {MAX_REQUEST_ID} bytes, not {len(request_id.encode())}")
+    return request_id
 
 
 def as_token_ids(token_ids: TokenSequence | Iterable[int]) -> npt.NDArray[np.int32]:

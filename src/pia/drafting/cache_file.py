@@ -11,9 +11,13 @@ Layout, integers little-endian:
     version      uint32
     header size  uint32
     header       JSON: vocab_size, tokenizer_fingerprint, orders, num_tokens, token_bytes and, per namespace,
-                 {"name", "num_sequences", "num_tokens", "num_bytes"}; sizes are those of the packed sections
-    sections     one per namespace: zlib of all lengths (uint32), then all tokens (token_bytes each)
+                 {"name", "num_sequences", "num_tokens", "num_bytes", "num_id_bytes"}; num_bytes is the packed size
+    sections     one per namespace: zlib of all lengths (uint32), then all tokens (token_bytes each), then, if
+                 num_id_bytes is not 0, the owner of each sequence (int32, index of a request id or -1) and the
+                 request ids (a JSON list of num_id_bytes)
     digest       32 bytes  BLAKE2b of everything before
+
+Format 1 is the same without request ids, and is still read.
 """
 
 from __future__ import annotations
@@ -34,16 +38,16 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from pia.drafting.cache import DEFAULT_MAX_BYTES, DraftCache
+from pia.drafting.cache import DEFAULT_MAX_BYTES, DraftCache, LearnedSequences
 from pia.errors import CacheFileError
 
 MAGIC = b"PIACACHE"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ORDERS = [1, 2, 4, 8, 16]
 
 _PREFIX = struct.Struct("<8sII")
 _DIGEST_SIZE = 32
-_COMPRESSION_LEVEL = 6
+_COMPRESSION_LEVEL = 1  # text of 10 million tokens is a matter of a second; the next levels gain little
 
 TokenArray = npt.NDArray[np.int32]
 
@@ -103,26 +107,34 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _encode(cache: DraftCache) -> list[bytes]:
-    contents = {name: cache.export_sequences(name) for name in cache.namespaces}
-    highest = max((int(tokens.max()) for tokens, _ in contents.values() if len(tokens)), default=0)
+    contents = {name: cache.export_log(name) for name in cache.namespaces}
+    highest = max((int(log.tokens.max()) for log in contents.values() if len(log.tokens)), default=0)
     token_bytes = 2 if highest < 1 << 16 else 4
     sections, entries = [], []
-    for name, (tokens, lengths) in contents.items():
-        raw = lengths.astype("<u4").tobytes() + tokens.astype(f"<u{token_bytes}").tobytes()
-        sections.append(zlib.compress(raw, _COMPRESSION_LEVEL))
-        sizes = {"num_sequences": len(lengths), "num_tokens": len(tokens), "num_bytes": len(sections[-1])}
-        entries.append({"name": name, **sizes})
+    for name, log in contents.items():
+        ids = json.dumps(log.request_ids).encode() if log.request_ids else b""
+        sections.append(_pack(log, ids, token_bytes))
+        sizes = {"num_sequences": len(log.lengths), "num_tokens": len(log.tokens), "num_bytes": len(sections[-1])}
+        entries.append({"name": name, **sizes, "num_id_bytes": len(ids)})
     header = json.dumps(
         {
             "vocab_size": cache.vocab_size,
             "tokenizer_fingerprint": cache.tokenizer_fingerprint,
             "orders": ORDERS,
-            "num_tokens": sum(len(tokens) for tokens, _ in contents.values()),
+            "num_tokens": sum(len(log.tokens) for log in contents.values()),
             "token_bytes": token_bytes,
             "namespaces": entries,
         }
     ).encode()
     return [_PREFIX.pack(MAGIC, FORMAT_VERSION, len(header)), header, *sections]
+
+
+def _pack(log: LearnedSequences, ids: bytes, token_bytes: int) -> bytes:
+    packer = zlib.compressobj(_COMPRESSION_LEVEL)
+    arrays = [log.lengths.astype("<u4"), log.tokens.astype(f"<u{token_bytes}")]
+    if ids:
+        arrays += [log.owners.astype("<i4"), np.frombuffer(ids, np.uint8)]
+    return b"".join([*(packer.compress(array.data) for array in arrays), packer.flush()])
 
 
 # --- Loading ---------------------------------------------------------------------------------------------------------
@@ -136,6 +148,7 @@ class Section:
     num_sequences: int
     num_tokens: int
     num_bytes: int
+    num_id_bytes: int
 
 
 @dataclass(frozen=True)
@@ -166,9 +179,8 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES) ->
         packed = memoryview(data)[start : start + section.num_bytes]
         start += section.num_bytes
         try:
-            tokens, lengths = _unpack(packed, section, header.token_bytes)
-            cache.import_sequences(tokens, lengths, namespace=section.name)
-        except (ValueError, zlib.error) as error:
+            cache.import_log(_unpack(packed, section, header.token_bytes), namespace=section.name)
+        except (ValueError, RecursionError, zlib.error) as error:
             raise _damaged(path, str(error)) from error
     return cache
 
@@ -196,9 +208,9 @@ def _parse(data: bytes, path: str | os.PathLike[str]) -> tuple[Header, int]:
     if len(data) < _PREFIX.size + _DIGEST_SIZE:
         raise _damaged(path, "it is cut short")
     _, version, header_size = _PREFIX.unpack_from(data)
-    if version != FORMAT_VERSION:
+    if not 1 <= version <= FORMAT_VERSION:
         raise CacheFileError(
-            f"{os.fspath(path)} is a draft cache of format {version}, but this PIA reads format {FORMAT_VERSION}; "
+            f"{os.fspath(path)} is a draft cache of format {version}, but this PIA reads up to {FORMAT_VERSION}; "
             "install a newer PIA, or build the cache again"
         )
     if hashlib.blake2b(data[:-_DIGEST_SIZE], digest_size=_DIGEST_SIZE).digest() != data[-_DIGEST_SIZE:]:
@@ -206,7 +218,7 @@ def _parse(data: bytes, path: str | os.PathLike[str]) -> tuple[Header, int]:
     start = _PREFIX.size + header_size
     try:
         header = _header_from(version, json.loads(data[_PREFIX.size : start]))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise _damaged(path, f"its header can't be read: {error}") from error
     if start + sum(section.num_bytes for section in header.namespaces) != len(data) - _DIGEST_SIZE:
         raise _damaged(path, "its sections do not add up to its size")
@@ -214,9 +226,10 @@ def _parse(data: bytes, path: str | os.PathLike[str]) -> tuple[Header, int]:
 
 
 def _header_from(version: int, fields: dict[str, Any]) -> Header:
+    sizes = ("num_sequences", "num_tokens", "num_bytes", *(("num_id_bytes",) if version > 1 else ()))
+    no_ids = () if version > 1 else (0,)
     sections = [
-        Section(str(entry["name"]), *(_size(entry[key]) for key in ("num_sequences", "num_tokens", "num_bytes")))
-        for entry in fields["namespaces"]
+        Section(str(entry["name"]), *(_size(entry[key]) for key in sizes), *no_ids) for entry in fields["namespaces"]
     ]
     vocab_size, fingerprint = fields["vocab_size"], fields["tokenizer_fingerprint"]
     if vocab_size is not None and not 0 < _size(vocab_size) <= 1 << 31:
@@ -237,18 +250,28 @@ def _size(value: object) -> int:
     return value
 
 
-def _unpack(packed: memoryview, section: Section, token_bytes: int) -> tuple[TokenArray, TokenArray]:
-    size = 4 * section.num_sequences + token_bytes * section.num_tokens
+def _unpack(packed: memoryview, section: Section, token_bytes: int) -> LearnedSequences:
+    num_owners = section.num_sequences if section.num_id_bytes else 0
+    size = 4 * section.num_sequences + token_bytes * section.num_tokens + 4 * num_owners + section.num_id_bytes
     unpacker = zlib.decompressobj()
     raw = unpacker.decompress(packed, size + 1)  # never more than was announced, whatever the file claims
     if len(raw) != size or not unpacker.eof or unpacker.unused_data:
         raise ValueError(f"namespace {section.name!r} does not have the size it claims")
     lengths = np.frombuffer(raw, "<u4", section.num_sequences)
-    tokens = np.frombuffer(raw, f"<u{token_bytes}", section.num_tokens, offset=4 * section.num_sequences)
+    tokens = np.frombuffer(raw, f"<u{token_bytes}", section.num_tokens, offset=lengths.nbytes)
+    owners = np.frombuffer(raw, "<i4", num_owners, offset=lengths.nbytes + tokens.nbytes)
     for values in (lengths, tokens):
         if len(values) and int(values.max()) >= 1 << 31:
             raise ValueError(f"namespace {section.name!r} holds {int(values.max())}, which is out of range")
-    return tokens.astype(np.int32), lengths.astype(np.int32)
+    ids = _request_ids(raw[size - section.num_id_bytes :]) if section.num_id_bytes else []
+    return LearnedSequences(tokens.astype(np.int32), lengths.astype(np.int32), owners.astype(np.int32), ids)
+
+
+def _request_ids(packed: bytes) -> list[str]:
+    ids = json.loads(packed)
+    if not isinstance(ids, list) or not all(isinstance(one, str) and one for one in ids):
+        raise ValueError("the request ids are not a list of names")
+    return ids
 
 
 def _damaged(path: str | os.PathLike[str], why: str) -> CacheFileError:
