@@ -23,6 +23,14 @@ inline float reciprocal(std::uint32_t n) {
   return n < table.size() ? table[n] : 1.0f / static_cast<float>(n);
 }
 
+// Calls `look(shape)` for each shape that fits, until a dense one is unknown: what is unknown stays so when it gets longer.
+template <class Look>
+void for_each_known(const ContextHashes& hashes, Look&& look) {
+  for (std::size_t shape = 0; shape < hashes.num_dense && look(shape); ++shape) {
+  }
+  for (std::size_t shape = kNumDense; shape < kNumDense + hashes.num_sparse; ++shape) look(shape);
+}
+
 // A predicted token is always looked at closely.
 constexpr float kPredictedScore = 100.0f;
 
@@ -108,29 +116,27 @@ void NextTokenModel::gather(Tokens recent, const PredictedOutput::State& state, 
   min_share_ = kMinShare * min_prob;
   ContextHashes hashes;
   hash_contexts(recent.data() + recent.size(), recent.size(), hashes);
-  hashes.for_each([&](std::uint64_t hash) { sources.shared.prefetch(hash); });
-  hashes.for_each([&](std::uint64_t hash) { sources.own.prefetch(hash); });
   begin_rows();
+  // The shared table is far larger than the CPU's caches. It is asked for what is needed, in three stages, while there is
+  // other work to do.
+  hashes.for_each([&](std::uint64_t hash) { sources.shared.prefetch_header(hash); });
   gather_group(sources.own, hashes, 0);
-  gather_group(sources.shared, hashes, 1);
+  hashes.for_each([&](std::uint64_t hash) { sources.shared.prefetch(hash); });
   gather_predicted(sources.predicted, state);
+  for_each_known(hashes, [&](std::size_t shape) { return sources.shared.prefetch_edges(hashes.values[shape]); });
+  gather_group(sources.shared, hashes, 1);
   keep_best_rows();
   fill_inputs();
 }
 
 template <class Table>
 void NextTokenModel::gather_group(const Table& table, const ContextHashes& hashes, std::size_t group) {
-  for (std::size_t shape = 0; shape < kNumShapes; ++shape) {
-    if (!hashes.has(shape)) continue;
+  for_each_known(hashes, [&](std::size_t shape) {
     const auto read = [&](const Continuations& found) { add_context(found, group, shape); };
     const bool is_known = table.visit(hashes.values[shape], read);
-    if (shape >= kNumDense) continue;
-    if (is_known) {
-      reach_[group] = static_cast<std::uint8_t>(shape + 1);
-    } else {
-      shape = kNumDense - 1;  // what is unknown stays so when it gets longer
-    }
-  }
+    if (is_known && shape < kNumDense) reach_[group] = static_cast<std::uint8_t>(shape + 1);
+    return is_known;
+  });
 }
 
 // A hypothesis is a context with one continuation, and its cells are by streak instead of by count.
