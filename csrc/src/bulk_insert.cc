@@ -4,6 +4,7 @@
 // contexts of half a million tokens are hashed first and dealt out by segment; then one segment is worked on after the
 // other. Two threads share the work without ever touching the same segment: one has the even hashes, the other the odd
 // ones. Order does not matter to counts.
+#include <exception>
 #include <system_error>
 #include <thread>
 
@@ -53,46 +54,49 @@ std::vector<Hit> deal(std::span<const Tokens> texts, std::uint32_t parity, std::
 void ContextTable::insert_many(std::span<const Tokens> texts) {
   std::size_t num_tokens = 0;
   for (const Tokens text : texts) num_tokens += text.size();
-  if (num_tokens < kBulkTokens / 16) {
+  if (num_tokens >= kBulkTokens / 16) split_for(num_tokens);
+  if (num_tokens < kBulkTokens / 16 || num_segments_.load(std::memory_order_relaxed) < 2) {
     for (const Tokens text : texts) insert(text, 0);
     return;
   }
   const std::size_t before = num_contexts();
-  // Segments can't be split while both threads are at work, so that is done ahead, and set right afterwards.
-  while (num_contexts() + static_cast<std::size_t>(new_per_token_ * static_cast<float>(num_tokens)) > next_split_at_) {
-    if (!split_one()) break;
-    segment_at(num_segments_.load(std::memory_order_relaxed) - 1).expect(kContextsPerSegment / 2);
-  }
-  std::array<Tally, 2> tallies;
-  if (num_segments_.load(std::memory_order_relaxed) < 2) {
-    for (const Tokens text : texts) insert(text, 0);
-  } else {
-    const auto work = [&](std::uint32_t parity) { insert_half(texts, parity, tallies[parity]); };
-    try {
-      std::exception_ptr failure;
-      std::thread helper([&] {
-        try {
-          work(1);
-        } catch (...) {
-          failure = std::current_exception();
-        }
-      });
-      try {
-        work(0);
-      } catch (...) {
-        failure = std::current_exception();
-      }
-      helper.join();
-      for (const Tally& tally : tallies) book(tally);
-      if (failure) std::rethrow_exception(failure);
-    } catch (const std::system_error&) {  // no more threads: this one does it all
-      for (const std::uint32_t parity : {0u, 1u}) work(parity);
-      for (const Tally& tally : tallies) book(tally);
-    }
-  }
+  insert_halves(texts);
   while (num_contexts() > next_split_at_ && split_one()) {
   }
-  new_per_token_ = static_cast<float>(num_contexts() - std::min(before, num_contexts())) / static_cast<float>(num_tokens);
+  const std::size_t num_new = num_contexts() - std::min(before, num_contexts());
+  new_per_token_ = static_cast<float>(num_new) / static_cast<float>(num_tokens);
+}
+
+// Segments can't be split while two threads are at work, so that is done ahead, by estimate, and set right afterwards.
+void ContextTable::split_for(std::size_t num_tokens) {
+  const auto num_new = static_cast<std::size_t>(new_per_token_ * static_cast<float>(num_tokens));
+  while (num_contexts() + num_new > next_split_at_ && split_one()) {
+    segment_at(num_segments_.load(std::memory_order_relaxed) - 1).expect(kContextsPerSegment / 2);
+  }
+}
+
+void ContextTable::insert_halves(std::span<const Tokens> texts) {
+  std::array<Tally, 2> tallies;
+  std::array<std::exception_ptr, 2> failures;
+  const auto work = [&](std::uint32_t parity) {
+    try {
+      insert_half(texts, parity, tallies[parity]);
+    } catch (...) {
+      failures[parity] = std::current_exception();
+    }
+  };
+  std::thread helper;
+  try {
+    helper = std::thread(work, 1);
+  } catch (const std::system_error&) {  // no more threads: this one does it all
+    work(1);
+  }
+  work(0);
+  if (helper.joinable()) helper.join();
+  for (const Tally& tally : tallies) book(tally);
+  for (const auto& failure : failures) {
+    if (failure) std::rethrow_exception(failure);
+  }
 }
 
 // Counts the contexts whose hash has this parity, and so lies in a segment whose index has it.

@@ -66,7 +66,7 @@ void ContextTable::walk(Tokens text, std::size_t first, Act&& act) const {
     if (i < text.size()) {
       ContextHashes& ahead = ring[i % ring.size()];
       hash_contexts(text.data() + i, i, ahead);
-      ahead.for_each([&](std::uint64_t hash) { prefetch_header(hash); });
+      if (is_far) ahead.for_each([&](std::uint64_t hash) { prefetch_header(hash); });
     }
     const auto stage = [&](std::size_t delay, auto&& fetch) {
       if (i >= begin + delay && i - delay < text.size()) ring[(i - delay) % ring.size()].for_each(fetch);
