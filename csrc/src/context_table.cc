@@ -14,8 +14,8 @@ constexpr std::size_t kCountDelay = 15;
 constexpr std::size_t kEdgesDelay = 10;
 constexpr std::size_t kSlotDelay = 5;
 
-// A table as small as this lies in the CPU cache, where looking ahead for continuations costs more than it saves.
-constexpr std::size_t kNearBytes = std::size_t{1} << 20;
+// A table as small as this lies in the CPU cache, where looking that far ahead costs more than it saves.
+constexpr std::size_t kNearBytes = std::size_t{1} << 24;
 
 std::size_t chunk_size(std::size_t chunk) { return std::size_t{1} << chunk; }
 
@@ -66,7 +66,7 @@ void ContextTable::walk(Tokens text, std::size_t first, Act&& act) const {
     if (i < text.size()) {
       ContextHashes& ahead = ring[i % ring.size()];
       hash_contexts(text.data() + i, i, ahead);
-      ahead.for_each([&](std::uint64_t hash) { prefetch_header(hash); });
+      if (is_far) ahead.for_each([&](std::uint64_t hash) { prefetch_header(hash); });
     }
     const auto stage = [&](std::size_t delay, auto&& fetch) {
       if (i >= begin + delay && i - delay < text.size()) ring[(i - delay) % ring.size()].for_each(fetch);

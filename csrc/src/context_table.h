@@ -110,6 +110,8 @@ class ContextTable {
     std::ptrdiff_t bytes = 0;
   };
 
+  void split_for(std::size_t num_tokens);
+  void insert_halves(std::span<const Tokens> texts);
   void insert_half(std::span<const Tokens> texts, std::uint32_t parity, Tally& tally);
   bool add_segment_header(std::uint32_t index);
   bool split_one();

@@ -12,7 +12,7 @@ import pytest
 
 import pia.drafting.cache
 from pia import _core
-from pia.drafting.cache import DraftCache
+from pia.drafting.cache import DraftCache, LearnedSequences
 from pia.drafting.tree import SOURCE_NAMES, DraftTree
 from pia.errors import CacheMismatchError
 
@@ -349,6 +349,27 @@ def test_forgetting_all_leaves_nothing():
             cache.check_integrity()
     assert cache.memory_usage == cache.num_contexts == cache.num_tokens == 0
     assert cache.namespaces == []
+
+
+def test_forgetting_is_exact_in_a_large_cache():
+    """Learned in bulk, half of it forgotten one by one, against a cache that learned the other half one by one."""
+    large, small = DraftCache(), DraftCache()
+    texts = [(np.random.default_rng(seed).zipf(1.3, 400) % 250).astype(np.int32) for seed in range(400)]
+    log = LearnedSequences(
+        np.concatenate(texts), np.full(400, 400, np.int32), np.arange(400, dtype=np.int32) % 2, ["stays", "goes"]
+    )
+    large.import_log(log)
+    for text in texts[::2]:
+        small.insert(text)
+    assert large.num_contexts > 1.4 * small.num_contexts
+    assert large.forget("goes") == 200 * 400
+    large.check_integrity()
+    assert large.num_contexts == small.num_contexts
+    assert large.num_tokens == small.num_tokens
+    for text in texts[:40]:
+        trees = [cache.begin(text[:20]).propose(64) for cache in (large, small)]
+        assert trees[0].token_ids.tolist() == trees[1].token_ids.tolist()
+        assert trees[0].probs.tolist() == trees[1].probs.tolist()
 
 
 def test_a_sequence_can_be_forgotten_without_an_id():
