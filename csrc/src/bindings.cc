@@ -196,6 +196,19 @@ void wait(DraftSession& session) {
   session.wait();
 }
 
+// One (source, tokens skipped, tokens taken, total, {token: count}) for each context of the text's end that is known.
+nb::typed<nb::list, nb::tuple> known_contexts(DraftSession& session) {
+  const Turn turn(session);
+  nb::list result;
+  for (const auto& context : session.known_contexts()) {
+    nb::dict counts;
+    for (const pia::Edge& edge : context.edges) counts[nb::int_(edge.token)] = edge.count;
+    result.append(nb::make_tuple(static_cast<int>(context.source), context.shape.skip, context.shape.length,
+                                 context.total, counts));
+  }
+  return nb::typed<nb::list, nb::tuple>(result);
+}
+
 void end(DraftSession& session, bool commit) {
   const Turn turn(session);
   const nb::gil_scoped_release released;
@@ -234,6 +247,7 @@ NB_MODULE(_core, module) {
       .def("observe", &observe, "tokens"_a)
       .def("observe_array", &observe_array, "tokens"_a)
       .def("wait", &wait)
+      .def("known_contexts", &known_contexts)
       .def("end", &end, "commit"_a)
       .def_prop_ro("has_ended", &DraftSession::has_ended)
       .def_prop_ro("num_bytes", &DraftSession::num_bytes);

@@ -99,6 +99,24 @@ void DraftSession::observe(Tokens tokens) {
   }
 }
 
+std::vector<DraftSession::KnownContext> DraftSession::known_contexts() {
+  const Own& own = running();
+  ContextHashes hashes;
+  hash_contexts(own.text.data() + own.text.size(), own.text.size(), hashes);
+  std::vector<KnownContext> known;
+  const auto look = [&](const auto& table, Source source) {
+    for (std::size_t shape = 0; shape < kNumShapes; ++shape) {
+      if (!hashes.has(shape)) continue;
+      table.visit(hashes.values[shape], [&](const Continuations& found) {
+        known.push_back({source, kShapes[shape], found.total, {found.edges.begin(), found.edges.end()}});
+      });
+    }
+  };
+  look(own.table, Source::kOwn);
+  look(shared_->table, Source::kShared);
+  return known;
+}
+
 void DraftSession::wait() {
   Own& own = running();
   if (!own.reader) return;

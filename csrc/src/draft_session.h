@@ -23,6 +23,16 @@ class DraftSession {
   // Frees the request's memory; with `commit` its output is learned by the cache first. Further calls do nothing.
   void end(bool commit);
 
+  // What the tables know of the contexts that end here: whose, which shape, the total, and the continuations. For tests
+  // and explanations.
+  struct KnownContext {
+    Source source;
+    ContextShape shape;
+    std::uint32_t total;
+    std::vector<Edge> edges;
+  };
+  std::vector<KnownContext> known_contexts();
+
   // For callers who can't promise that one thread uses the session at a time: false if it is in use.
   bool try_enter() { return !is_in_use_.test_and_set(std::memory_order_acquire); }
   void leave() { is_in_use_.clear(std::memory_order_release); }

@@ -19,6 +19,11 @@ constexpr float kMaxSeen = 255.0f;
 constexpr float kDenseWeight = 0.25f;
 constexpr float kSparseWeight = 0.15f;
 
+// First guesses: of a token that never followed, and of how often a single token is the wrong one.
+constexpr float kUnseenProb = 0.02f;
+constexpr float kDenseDoubt = 0.45f;
+constexpr float kSparseDoubt = 0.6f;
+
 // How fast path statistics fade, and how many expected tokens they start with.
 constexpr float kPathDecay = 0.9995f;
 constexpr float kPathPrior = 2.0f;
@@ -66,11 +71,17 @@ float log_odds_of(float prob) {
   return std::log(p / (1.0f - p));
 }
 
-// What a cell believes before its first lesson: its token's share of the counts, less a discount while they are few.
-float first_guess(std::size_t count_step, std::size_t total_step) {
+// What a cell believes before its first lesson. Where all tokens but one have never followed, that one is the likelier
+// to follow again the longer the context and the more often it was seen; else a token has its share of the counts, less
+// a discount while they are few.
+float first_guess(const ContextShape& shape, bool is_certain, std::size_t count_step, std::size_t total_step) {
   const auto total = static_cast<float>(kTotalSteps[total_step]);
   const auto count = std::min(static_cast<float>(kCountSteps[count_step]), total);
-  if (count == 0) return std::max(0.3f / (total + 3.0f), 0.002f);
+  if (count == 0) return kUnseenProb;
+  if (is_certain) {
+    const float doubt = (shape.skip == 0 ? kDenseDoubt : kSparseDoubt) / std::sqrt(static_cast<float>(shape.length));
+    return 1.0f - doubt / (1.0f + 0.5f * (total - 1.0f));
+  }
   const float discount = count < 3 ? 0.5f : 0.0f;
   return std::min((count - discount) / (total + 0.6f), 0.97f);
 }
@@ -113,7 +124,9 @@ MixingModel::MixingModel() : cells_(kNumCells), log_odds_(kNumCells) {
   };
   for (std::size_t cell = 0; cell < kNumCountCells; ++cell) {
     const std::size_t total_step = cell / (kCountSteps.size() * kNumSpreads) % kTotalSteps.size();
-    set(cell, first_guess(cell % kCountSteps.size(), total_step));
+    const ContextShape& shape = kShapes[cell / kCellsPerShape % kNumShapes];
+    const bool is_certain = cell / kCountSteps.size() % kNumSpreads == 0;
+    set(cell, first_guess(shape, is_certain, cell % kCountSteps.size(), total_step));
   }
   for (std::size_t i = 0; i < kNumHypotheses * kNumStreaks; ++i) {
     const float right = first_guess_of_prediction(i / kNumStreaks, i % kNumStreaks);

@@ -1,27 +1,14 @@
-"""The draft cache written down plainly: dictionaries, tuples and the formulas of the design, and nothing clever."""
+"""The draft cache written down plainly: dictionaries, tuples and the formulas, and nothing clever."""
 
 from __future__ import annotations
 
-import heapq
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
-ORDERS = (1, 2, 4, 8, 16)
-SHAPES = (*((0, order) for order in ORDERS), (1, 1), (1, 2))  # (tokens skipped, tokens taken)
-DISCOUNT = 0.9
-OWN_WEIGHT = 2.0
-MAX_PROB = 0.98
-MAX_CHILDREN = 12
+SHAPES = ((0, 1), (0, 2), (0, 4), (0, 12), (1, 1), (1, 2), (2, 1))  # (tokens skipped, tokens taken)
+NUM_DENSE = 4
 MAX_EDGES = 255
 MAX_READ = 64
-MIN_ESCAPE = 0.01
-MIN_PATH_PROB = 1e-6
-
-
-class Node(NamedTuple):
-    path: tuple[int, ...]
-    prob: float
-
 
 Context = tuple[int, tuple[int, ...]]  # tokens skipped, tokens taken
 
@@ -65,55 +52,57 @@ class SlowTable:
         return sum(counts.values()), {token: counts[token] for token in order[:MAX_READ]}
 
 
-def predict(context: Sequence[int], own: SlowTable, shared: SlowTable) -> dict[int, float]:
-    """Next-token probabilities by back-off from the longest context to the shortest."""
-    probs: dict[int, float] = {}
-    escape = 1.0
-    for order in reversed(ORDERS):
-        if order > len(context) or escape < MIN_ESCAPE:
-            continue
-        key = (0, tuple(context[len(context) - order :]))
-        counts: dict[int, float] = {}
-        total = 0.0
-        for table, weight in ((own, OWN_WEIGHT), (shared, 1.0)):
-            seen, found = table.read(key)
-            total += weight * seen
-            for token, count in found.items():
-                counts[token] = counts.get(token, 0.0) + weight * count
-        if not counts:
-            continue
-        discount = DISCOUNT * len(counts)
-        share = discount / total if total > discount else 0.5
-        for token, count in counts.items():
-            probs[token] = probs.get(token, 0.0) + escape * (1 - share) * count / total
-        escape *= share
-    return probs
+def known_contexts(text: Sequence[int], table: SlowTable) -> list[tuple[int, int, int, dict[int, int]]]:
+    """(skipped, taken, total, counts) of each context at the end of the text that the table knows."""
+    known = []
+    for skip, length in SHAPES:
+        if skip + length <= len(text):
+            end = len(text) - skip
+            total, counts = table.read((skip, tuple(text[end - length : end])))
+            if total:
+                known.append((skip, length, total, counts))
+    return known
 
 
-def best_tree(text: Sequence[int], own: SlowTable, shared: SlowTable, budget: int, max_depth: int) -> list[Node]:
-    """The `budget` likeliest paths, best first."""
-    nodes: list[Node] = []
-    frontier: list[tuple[float, tuple[int, ...]]] = []
+# --- The mixing model before its first lesson ------------------------------------------------------------------------
 
-    def expand(path: tuple[int, ...], prob: float) -> None:
-        probs = predict([*text, *path], own, shared)
-        for token, next_prob in sorted(probs.items(), key=lambda item: (-item[1], item[0]))[:MAX_CHILDREN]:
-            path_prob = prob * min(next_prob, MAX_PROB)
-            if path_prob >= MIN_PATH_PROB:
-                heapq.heappush(frontier, (-path_prob, (*path, token)))
-
-    expand((), 1.0)
-    while frontier and len(nodes) < budget:
-        negative, path = heapq.heappop(frontier)
-        nodes.append(Node(path, -negative))
-        if len(path) < max_depth:
-            expand(path, -negative)
-    return nodes
+MAX_EDGES_USED = 12
+MAX_PROB = 0.999
+COUNT_STEPS = (0, 1, 2, 3, 4, 6, 10, 17, 40, 100)
+TOTAL_STEPS = (1, 2, 3, 4, 6, 10, 17, 33, 80, 200, 1000)
 
 
-def path_prob(path: Sequence[int], text: Sequence[int], own: SlowTable, shared: SlowTable) -> float:
-    """Probability of one path, token by token."""
-    prob = 1.0
-    for depth, token in enumerate(path):
-        prob *= min(predict([*text, *path[:depth]], own, shared).get(token, 0.0), MAX_PROB)
-    return prob
+def first_probs(text: Sequence[int], own: SlowTable, shared: SlowTable) -> dict[int, float]:
+    """Next-token probabilities as a cache gives them that has learned counts but no lessons yet."""
+    contexts = [*known_contexts(text, own), *known_contexts(text, shared)]
+    used = [
+        (*context[:3], dict(list(context[3].items())[:MAX_EDGES_USED]), len(context[3]) == 1) for context in contexts
+    ]
+    probs = {
+        token: 1 / (1 + math.exp(-sum(_weighted_log_odds(context, token) for context in used)))
+        for token in {token for context in used for token in context[3]}
+    }
+    scale = max(1.0, sum(probs.values()))
+    return {token: min(prob / scale, MAX_PROB) for token, prob in probs.items()}
+
+
+def _weighted_log_odds(context: tuple[int, int, int, dict[int, int], bool], token: int) -> float:
+    skip, length, total, counts, is_certain = context
+    count, total = _step(counts.get(token, 0), COUNT_STEPS), _step(total, TOTAL_STEPS)
+    prob = _certain_guess(skip, length, total) if is_certain and count else _first_guess(count, total)
+    return (0.15 if skip else 0.25) * math.log(prob / (1 - prob))
+
+
+def _certain_guess(skip: int, length: int, total: int) -> float:
+    return 1 - (0.6 if skip else 0.45) / math.sqrt(length) / (1 + 0.5 * (total - 1))
+
+
+def _step(value: int, steps: Sequence[int]) -> int:
+    return max(step for step in steps if step <= value)
+
+
+def _first_guess(count: int, total: int) -> float:
+    count = min(count, total)
+    if not count:
+        return 0.02
+    return min((count - (0.5 if count < 3 else 0)) / (total + 0.6), 0.97)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -50,19 +49,38 @@ def test_an_empty_cache_drafts_nothing():
     assert len(session.propose(16)) == 0
 
 
-def test_one_count_gives_what_the_discount_leaves():
+def test_a_draft_says_who_proposed_it():
     cache = DraftCache()
     cache.insert([1, 2])
     tree = cache.begin([1]).propose(8)
     assert tree.token_ids.tolist() == [2]
-    assert tree.probs.tolist() == pytest.approx([1 - 0.9 / 1])
     assert [SOURCE_NAMES[source] for source in tree.sources] == ["shared"]
-
-
-def test_own_counts_weigh_twice():
     tree = DraftCache().begin([1, 2, 1]).propose(1)
-    assert tree.probs.tolist() == pytest.approx([1 - 0.9 / 2])
     assert [SOURCE_NAMES[source] for source in tree.sources] == ["own"]
+
+
+def test_more_counts_make_a_draft_likelier():
+    cache, probs = DraftCache(), []
+    for _ in range(5):
+        cache.insert([1, 2])
+        probs.append(float(cache.begin([1]).propose(1).probs[0]))
+    assert probs == sorted(probs)
+
+
+def test_sparse_contexts_bridge_a_token_never_seen():
+    cache = DraftCache()
+    cache.insert([5, 6, 7, 8, 9, 10])
+    assert drafted(cache.begin([5, 6, 99]).propose(2)) == [8, 9]
+
+
+def test_known_contexts_say_why():
+    cache = DraftCache()
+    cache.insert([1, 2, 3])
+    assert cache.begin([1, 2]).known_contexts() == [
+        ("shared", 0, 1, 1, {3: 1}),
+        ("shared", 0, 2, 1, {3: 1}),
+        ("shared", 1, 1, 1, {3: 1}),
+    ]
 
 
 def test_longer_contexts_decide():
@@ -72,13 +90,39 @@ def test_longer_contexts_decide():
     assert drafted(cache.begin([6, 5, 2, 3]).propose(1)) == [8]
 
 
-def test_probabilities_are_capped_and_never_rise():
+def test_probabilities_never_rise_along_the_tree():
     cache = DraftCache()
     for _ in range(200):
         cache.insert([1, 2, 3, 4])
     tree = cache.begin([1]).propose(3)
     assert tree.token_ids.tolist() == [2, 3, 4]
-    assert tree.probs.tolist() == pytest.approx([0.98, 0.98**2, 0.98**3])
+    assert 0.3 < tree.probs[2] <= tree.probs[1] <= tree.probs[0] <= 1
+
+
+def test_what_comes_true_is_believed_more():
+    """The mixing model learns online: after a page of a text that repeats itself, a right draft is nearly certain."""
+    page = noise(0, 50, 1000).tolist()
+    session = DraftCache().begin([*page, page[0]])
+    first = float(session.propose(1).probs[0])
+    for token in [*page[1:], *page * 20]:
+        session.observe([token])
+    assert float(session.propose(1).probs[0]) > max(first, 0.95)
+
+
+def test_predictions_are_calibrated():
+    """A source that is right four times in five: of drafts given probability p, p come true."""
+    random = np.random.default_rng(0)
+    session = DraftCache().begin([0])
+    expected = hits = 0.0
+    token = 0
+    for step in range(4000):
+        tree = session.propose(1)
+        token = (token + 1) % 50 if random.random() < 0.8 else int(random.integers(50))
+        if step > 1000:
+            expected += float(tree.probs.sum())
+            hits += token in tree.token_ids
+        session.observe([token])
+    assert expected == pytest.approx(hits, rel=0.05)
 
 
 def test_drafts_stop_at_the_budget_and_at_the_depth():
@@ -88,7 +132,7 @@ def test_drafts_stop_at_the_budget_and_at_the_depth():
     assert session.propose(64, 32).depth == 32
     assert session.propose(64, 3).depth == 3
     assert len(session.propose(0)) == 0
-    assert drafted(session.propose(10**6, 10**6))[:80] == text[20:]
+    assert drafted(session.propose(10**6, 10**6))[:30] == text[20:50]
 
 
 def test_a_huge_budget_ends():
@@ -174,16 +218,14 @@ def test_an_aborted_request_leaves_no_trace():
     cache = DraftCache()
     cache.insert(noise(0, 1000, 50))
     before = (cache.memory_usage, cache.num_contexts, cache.num_tokens, cache.namespaces)
-    tree = cache.begin([1, 2, 3]).propose(16)
+    known = cache.begin([1, 2, 3]).known_contexts()
     for namespace in ("", "new"):
         session = cache.begin(noise(1, 500, 50), namespace=namespace)
         session.observe(noise(2, 500, 50))
         session.propose(16)
         session.end(commit=False)
     assert (cache.memory_usage, cache.num_contexts, cache.num_tokens, cache.namespaces) == before
-    again = cache.begin([1, 2, 3]).propose(16)
-    assert again.token_ids.tolist() == tree.token_ids.tolist()
-    assert again.probs.tolist() == tree.probs.tolist()
+    assert cache.begin([1, 2, 3]).known_contexts() == known
 
 
 def test_a_dropped_session_counts_as_aborted():
@@ -221,17 +263,13 @@ def test_a_long_prompt_works_and_its_memory_is_freed():
     assert cache.request_memory_usage == 0
 
 
-def test_a_long_prompt_does_not_hold_up_the_first_step():
+def test_a_long_prompt_may_still_be_read_at_the_first_step():
     prompt = np.tile(noise(0, 25_000), 4)
-    times = []
     for _ in range(5):
-        start = time.perf_counter()
         session = DraftCache().begin(prompt)
-        times.append(time.perf_counter() - start)
         session.observe(prompt[-8:])
         assert len(session.propose(16)) <= 16
         session.end(commit=False)
-    assert min(times) < 0.005
 
 
 def test_a_long_prompt_is_learned_once_whatever_happens_meanwhile():
@@ -243,9 +281,7 @@ def test_a_long_prompt_is_learned_once_whatever_happens_meanwhile():
             session.propose(8)
             session.observe(output[start : start + 8])
     busy.wait()
-    trees = [session.propose(200) for session in (patient, busy)]
-    assert trees[0].token_ids.tolist() == trees[1].token_ids.tolist()
-    assert trees[0].probs.tolist() == trees[1].probs.tolist()
+    assert patient.known_contexts() == busy.known_contexts()
 
 
 @pytest.mark.parametrize("commit", [True, False])

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pia import _core
-from pia.drafting.tree import DraftTree
+from pia.drafting.tree import SOURCE_NAMES, DraftTree
 from pia.errors import CacheMismatchError
 
 if TYPE_CHECKING:
@@ -317,6 +317,21 @@ class DraftCache:
         )
 
 
+class KnownContext(NamedTuple):
+    """A context that was seen before: which of the latest tokens make it, and what followed."""
+
+    source: str
+    """Whose text: an entry of `SOURCE_NAMES`."""
+    num_skipped: int
+    """So many of the latest tokens are left out ..."""
+    num_tokens: int
+    """... and so many before them make the context."""
+    total: int
+    """How often it was seen."""
+    counts: dict[int, int]
+    """How often each token followed, the most frequent 64 of them."""
+
+
 class DraftSession:
     """Drafts for one request; made by `DraftCache.begin`. For one thread at a time."""
 
@@ -352,6 +367,13 @@ class DraftSession:
             ValueError: If the session has ended.
         """
         self._core.wait()
+
+    def known_contexts(self) -> list[KnownContext]:
+        """What is known of the contexts that end where the text ends now: why the next draft is what it is."""
+        return [
+            KnownContext(SOURCE_NAMES[source], skip, length, total, counts)
+            for source, skip, length, total, counts in self._core.known_contexts()
+        ]
 
     def end(self, *, commit: bool) -> None:
         """Ends the request and frees its memory. Idempotent.
