@@ -197,7 +197,11 @@ void wait(DraftSession& session) {
 }
 
 // One (source, tokens skipped, tokens taken, total, {token: count}) for each context of the text's end that is known.
-nb::typed<nb::list, nb::tuple> known_contexts(DraftSession& session) {
+using KnownContexts =
+    nb::typed<nb::list, nb::typed<nb::tuple, int, std::uint32_t, std::uint32_t, std::uint32_t,
+                                  nb::typed<nb::dict, std::uint32_t, std::uint32_t>>>;
+
+KnownContexts known_contexts(DraftSession& session) {
   const Turn turn(session);
   nb::list result;
   for (const auto& context : session.known_contexts()) {
@@ -206,7 +210,7 @@ nb::typed<nb::list, nb::tuple> known_contexts(DraftSession& session) {
     result.append(nb::make_tuple(static_cast<int>(context.source), context.shape.skip, context.shape.length,
                                  context.total, counts));
   }
-  return nb::typed<nb::list, nb::tuple>(result);
+  return KnownContexts(result);
 }
 
 void end(DraftSession& session, bool commit) {
