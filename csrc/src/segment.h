@@ -35,6 +35,7 @@ static_assert(sizeof(Slot) == 16);
 class alignas(64) Segment {
  public:
   static constexpr std::uint32_t kMaxEdges = 255;  // continuations kept per context; the rarest makes room
+  static constexpr std::uint8_t kMaxCredit = 32;   // so many rounds of eviction, unseen, does the most common outlast
 
   Segment() = default;
   ~Segment();
@@ -88,7 +89,7 @@ class alignas(64) Segment {
   // Moves the contexts whose hash has `bit` set to the empty segment `other`. False, and nothing moved, without memory.
   bool split_into(Segment& other, std::uint32_t bit, MemoryMeter& meter);
 
-  // Drops the least useful part (a share between 0 and 1) and returns the memory it took.
+  // Drops the least useful part (a share between 0 and 1) and gives back all memory that the rest does not need.
   void shrink(float share, MemoryMeter& meter);
   void clear(MemoryMeter& meter);
 
@@ -125,7 +126,18 @@ class alignas(64) Segment {
     return num_slots * sizeof(Slot) + num_edges * sizeof(Edge);
   }
 
-  Place seek(std::uint64_t hash) const;
+  Place seek(std::uint64_t hash) const {
+    const Slot* slots = slots_.load(std::memory_order_relaxed);
+    const std::uint16_t key = key_of(hash);
+    const auto tag = static_cast<std::uint32_t>(hash);
+    std::uint32_t i = home(key, range_.load(std::memory_order_relaxed));
+    for (; i < num_slots_; ++i) {
+      const Slot& slot = slots[i];
+      if (slot.num_edges == 0 || slot.key > key) break;
+      if (slot.key == key && slot.tag == tag) return {i, true};
+    }
+    return {i, false};
+  }
   std::span<const Edge> edges_of(const Slot& slot, const Edge& single) const {
     if (slot.num_edges == 1) return {&single, 1};
     return {edges_ + slot.value, slot.num_edges};
