@@ -10,6 +10,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "corpus_bindings.h"
 #include "draft_cache.h"
 
 namespace nb = nanobind;
@@ -17,6 +18,7 @@ using namespace nb::literals;
 
 namespace {
 
+using pia::Corpora;
 using pia::DraftCache;
 using pia::DraftSession;
 using pia::TokenId;
@@ -62,11 +64,12 @@ class Turn {
 };
 
 std::unique_ptr<DraftSession> begin(DraftCache& cache, const TokenArray& prompt,
-                                    const std::vector<std::int64_t>& stop_ids, const std::string& space) {
+                                    const std::vector<std::int64_t>& stop_ids, const std::string& space,
+                                    const Corpora& corpora) {
   const Tokens tokens = checked(prompt, cache.vocab_size());
   const auto stops = checked(stop_ids, 0);
   const nb::gil_scoped_release released;
-  return cache.begin(tokens, stops, space);
+  return cache.begin(tokens, stops, space, corpora);
 }
 
 void learn(DraftCache& cache, const TokenArray& text, const std::vector<std::int64_t>& stop_ids,
@@ -168,11 +171,12 @@ NB_MODULE(_core, module) {
   nb::set_leak_warnings(false);  // objects that outlive the interpreter are no news to a user
   module.doc() = "Native draft cache; see pia.drafting.cache for its Python face.";
   using released = nb::call_guard<nb::gil_scoped_release>;
+  pia::bind_corpora(module);
 
   nb::class_<DraftCache>(module, "Cache")
       .def_static("create", [](std::size_t max_bytes) { return std::make_shared<DraftCache>(max_bytes); },
                   "max_bytes"_a)
-      .def("begin", &begin, "prompt"_a, "stop_ids"_a, "namespace"_a)
+      .def("begin", &begin, "prompt"_a, "stop_ids"_a, "namespace"_a, "corpora"_a)
       .def("learn", &learn, "text"_a, "stop_ids"_a, "namespace"_a)
       .def("learn_many", &learn_many, "text"_a, "lengths"_a, "namespace"_a)
       .def("sequences", &sequences, "namespace"_a)

@@ -26,10 +26,11 @@ DraftCache::DraftCache(std::size_t max_bytes)
   if (max_bytes < kMinBytes) throw std::invalid_argument("max_bytes must be at least 65536 (64 KiB)");
 }
 
-std::unique_ptr<DraftSession> DraftCache::begin(Tokens prompt, std::vector<TokenId> stop_ids, std::string space) {
+std::unique_ptr<DraftSession> DraftCache::begin(Tokens prompt, std::vector<TokenId> stop_ids, std::string space,
+                                                Corpora corpora) {
   auto shared = find_or_add(space);
   return std::make_unique<DraftSession>(shared_from_this(), std::move(shared), std::move(space), prompt,
-                                        std::move(stop_ids));
+                                        std::move(stop_ids), std::move(corpora));
 }
 
 void DraftCache::learn(Tokens text, const std::vector<TokenId>& stop_ids, const std::string& space) {
@@ -219,11 +220,12 @@ struct DraftSession::Own {
 };
 
 DraftSession::DraftSession(std::shared_ptr<DraftCache> cache, std::shared_ptr<Namespace> shared, std::string space,
-                           Tokens prompt, std::vector<TokenId> stop_ids)
+                           Tokens prompt, std::vector<TokenId> stop_ids, Corpora corpora)
     : cache_(std::move(cache)),
       shared_(std::move(shared)),
       space_(std::move(space)),
       stop_ids_(std::move(stop_ids)),
+      corpora_(std::move(corpora)),
       own_(std::make_unique<Own>(cache_->request_meter_, prompt)) {}
 
 DraftSession::~DraftSession() { end(false); }
@@ -246,6 +248,7 @@ void DraftSession::end(bool commit) {
   const auto own = std::move(own_);
   if (commit) cache_->learn(Tokens(own->text).subspan(own->num_prompt), stop_ids_, space_);
   shared_.reset();
+  corpora_.clear();
   cache_->forget_if_empty(space_);
 }
 

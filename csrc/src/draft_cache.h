@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "corpus.h"
 #include "draft_builder.h"
 #include "token_log.h"
 
@@ -31,6 +32,9 @@ struct Namespace {
 
 class DraftSession;
 
+// The corpora that a request reads; they live as long as anybody uses them.
+using Corpora = std::vector<std::shared_ptr<Corpus>>;
+
 class DraftCache : public std::enable_shared_from_this<DraftCache> {
  public:
   static constexpr std::size_t kMinBytes = std::size_t{64} << 10;
@@ -38,7 +42,8 @@ class DraftCache : public std::enable_shared_from_this<DraftCache> {
   explicit DraftCache(std::size_t max_bytes);
 
   // Starts a request. Its prompt is learned by the request's own table alone.
-  std::unique_ptr<DraftSession> begin(Tokens prompt, std::vector<TokenId> stop_ids, std::string space);
+  std::unique_ptr<DraftSession> begin(Tokens prompt, std::vector<TokenId> stop_ids, std::string space,
+                                      Corpora corpora = {});
 
   // Learns one finished sequence. It is cut behind each stop id, and no context reaches across a cut.
   void learn(Tokens text, const std::vector<TokenId>& stop_ids, const std::string& space);
@@ -87,7 +92,7 @@ class DraftCache : public std::enable_shared_from_this<DraftCache> {
 class DraftSession {
  public:
   DraftSession(std::shared_ptr<DraftCache> cache, std::shared_ptr<Namespace> shared, std::string space, Tokens prompt,
-               std::vector<TokenId> stop_ids);
+               std::vector<TokenId> stop_ids, Corpora corpora);
   ~DraftSession();
 
   // The best tree of `budget` nodes that may continue the text so far; valid until the next call.
@@ -103,6 +108,7 @@ class DraftSession {
   bool has_ended() const { return !own_; }
   std::size_t num_bytes() const;
   const DraftCache& cache() const { return *cache_; }
+  const Corpora& corpora() const { return corpora_; }
 
  private:
   struct Own;  // what the request alone holds
@@ -111,6 +117,7 @@ class DraftSession {
   std::shared_ptr<Namespace> shared_;
   std::string space_;
   std::vector<TokenId> stop_ids_;
+  Corpora corpora_;
   std::unique_ptr<Own> own_;
   std::atomic_flag is_in_use_;
 };

@@ -49,6 +49,6 @@ struct Continuations {
   std::span<const Edge> edges;
 };
 
-enum class Source : std::uint8_t { kOwn = 0, kShared = 1 };
+enum class Source : std::uint8_t { kOwn = 0, kShared = 1, kCorpus = 2 };
 
 }  // namespace pia
