@@ -200,7 +200,9 @@ class Lookahead:
                 f"PIA does not draft: the prompt holds token id {prompt.max()}, the draft cache knows {known}"
             )
             return NoDrafts()
-        return self.cache.begin(prompt, stop_ids=request.stopping.eos_ids, namespace=config.namespace)
+        return self.cache.begin(
+            prompt, stop_ids=request.stopping.eos_ids, namespace=config.namespace, corpora=config.corpora
+        )
 
     def _sample_plainly(self, call: GenerateCall, streamer: Any, reason: str) -> Any:
         """Leaves the call to Transformers' own loop."""

@@ -17,6 +17,9 @@ from pia.errors import CacheMismatchError
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
+    from pia.drafting.attached import AttachedCorpora
+    from pia.drafting.corpus import Corpus
+
 DEFAULT_MAX_BYTES = 1 << 30
 
 TokenSequence = Sequence[int] | npt.NDArray[np.integer[Any]]
@@ -50,12 +53,18 @@ class DraftCache:
     ) -> None:
         self._core = _core.Cache.create(max(int(max_bytes), 0))
         self._fingerprint: str | None = None
+        self._attached: AttachedCorpora | None = None
         self.bind(vocab_size, tokenizer_fingerprint)
 
     # --- Drafting and learning ---------------------------------------------------------------------------------------
 
     def begin(
-        self, prompt_ids: TokenSequence, *, stop_ids: AbstractSet[int] = frozenset(), namespace: str = ""
+        self,
+        prompt_ids: TokenSequence,
+        *,
+        stop_ids: AbstractSet[int] = frozenset(),
+        namespace: str = "",
+        corpora: Iterable[str] = (),
     ) -> DraftSession:
         """Starts drafting for one request.
 
@@ -63,11 +72,13 @@ class DraftCache:
             prompt_ids: The whole prompt, [num_prompt]. Stop ids inside it are ordinary tokens.
             stop_ids: Ids that end a sequence in the output; no context reaches across one.
             namespace: Whose shared contexts to use and to teach.
+            corpora: Names of the attached corpora to draft from as well.
 
         Raises:
-            ValueError: If a token id lies outside the vocabulary.
+            ValueError: If a token id lies outside the vocabulary, or no corpus of such a name is attached.
         """
-        return DraftSession(self._core.begin(as_token_ids(prompt_ids), list(stop_ids), namespace))
+        chosen = self._corpora.select(corpora) if corpora else []
+        return DraftSession(self._core.begin(as_token_ids(prompt_ids), list(stop_ids), namespace, chosen))
 
     def insert(
         self, token_ids: TokenSequence, *, stop_ids: AbstractSet[int] = frozenset(), namespace: str = ""
@@ -97,6 +108,42 @@ class DraftCache:
         self.bind(other.vocab_size, other.tokenizer_fingerprint)
         for namespace in other.namespaces:
             self.import_sequences(*other.export_sequences(namespace), namespace=namespace)
+
+    # --- Corpora -----------------------------------------------------------------------------------------------------
+
+    def attach(self, name: str, corpus: Corpus | str | os.PathLike[str]) -> None:
+        """Makes a corpus known by a name, for `begin`. It takes the place of one attached by that name before.
+
+        Args:
+            name: For `begin(..., corpora=[name])`.
+            corpus: One that is open, or its file.
+
+        Raises:
+            CacheFileError: If the file is missing or damaged.
+            CacheMismatchError: If the corpus belongs to another tokenizer.
+        """
+        self._corpora.attach(name, corpus, self)
+
+    def detach(self, name: str) -> None:
+        """Forgets a corpus. Requests under way draft from it until they end.
+
+        Raises:
+            ValueError: If no corpus of that name is attached.
+        """
+        self._corpora.detach(name)
+
+    @property
+    def corpora(self) -> list[str]:
+        """Names of the attached corpora, sorted."""
+        return self._corpora.names
+
+    @property
+    def _corpora(self) -> AttachedCorpora:
+        if self._attached is None:
+            from pia.drafting.attached import AttachedCorpora
+
+            self._attached = AttachedCorpora()
+        return self._attached
 
     # --- Files -------------------------------------------------------------------------------------------------------
 

@@ -229,6 +229,11 @@ class CorpusBuilder:
         return self._open().num_tokens
 
     @property
+    def num_sequences(self) -> int:
+        """Sequences counted so far, the one at hand included."""
+        return self._open().num_sequences
+
+    @property
     def num_runs(self) -> int:
         """How often memory was full so far."""
         return self._open().num_runs

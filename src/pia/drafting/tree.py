@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-SOURCE_NAMES = ("own", "shared")
-"""Names behind the numbers in `DraftTree.sources`: the request's own text, and what other requests produced."""
+SOURCE_NAMES = ("own", "shared", "corpus")
+"""Names behind the numbers in `DraftTree.sources`: the request's own text, what other requests produced,
+and attached corpora."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
