@@ -86,35 +86,42 @@ void Corpus::preload() const { madvise(const_cast<void*>(mapped_), num_mapped_, 
 
 Continuations Corpus::continuations(const Bucket& bucket, std::uint32_t value, EdgeBuffer& buffer) const {
   if (!(value & kInArena)) {
-    buffer[0] = packing_.unpack(value);
-    return checked(0, {buffer.data(), 1});
+    const Edge edge = packing_.unpack(value);
+    return unpacked(edge.count, 1, [&](std::uint32_t) { return edge; }, buffer);
   }
   const std::uint64_t at = value & ~kInArena;
   if (at + 1 >= bucket.num_arena_words) return {0, {}};
   const std::uint32_t* words = bucket.arena() + at;
   const std::uint64_t num_words = bucket.num_arena_words - at;
   const std::uint32_t head = words[0];
-  const std::uint32_t num_edges = std::min(head & kNumEdgesMask, kMaxContinuations);
+  const std::uint32_t num_edges = head & kNumEdgesMask;
   const bool is_wide = head & kIsWide;
-  if ((is_wide ? 2 + 2 * num_edges : 1 + num_edges) > num_words) return {0, {}};
-  for (std::uint32_t i = 0; i < num_edges; ++i) {
-    buffer[i] = is_wide ? Edge{words[2 + 2 * i], words[3 + 2 * i]} : packing_.unpack(words[1 + i]);
+  if (num_edges > kMaxContinuations || (is_wide ? 2 + 2 * num_edges : 1 + num_edges) > num_words) return {0, {}};
+  if (is_wide) {
+    const auto edge_at = [&](std::uint32_t i) { return Edge{words[2 + 2 * i], words[3 + 2 * i]}; };
+    return unpacked(words[1], num_edges, edge_at, buffer);
   }
-  return checked(is_wide ? words[1] : head >> kTotalShift, {buffer.data(), num_edges});
+  const auto edge_at = [&, packing = packing_](std::uint32_t i) { return packing.unpack(words[1 + i]); };
+  return unpacked(head >> kTotalShift, num_edges, edge_at, buffer);
 }
 
 // Whatever a damaged file says, what is handed on is a distribution over the vocabulary.
-Continuations Corpus::checked(std::uint64_t total, std::span<const Edge> edges) const {
+template <class EdgeAt>
+Continuations Corpus::unpacked(std::uint32_t total, std::uint32_t num_edges, EdgeAt&& edge_at,
+                               EdgeBuffer& buffer) const {
+  const auto last_token = static_cast<TokenId>(layout_.vocab_size - 1);
   std::uint64_t sum = 0;
-  std::uint32_t highest = 0;
-  std::uint32_t rarest = 0xffffffffu;
-  for (const Edge& edge : edges) {
+  bool is_foreign = false;
+  bool is_never = false;
+  for (std::uint32_t i = 0; i < num_edges; ++i) {
+    const Edge edge = edge_at(i);
+    buffer[i] = edge;
     sum += edge.count;
-    highest = std::max(highest, edge.token);
-    rarest = std::min(rarest, edge.count);
+    is_foreign |= edge.token > last_token;
+    is_never |= edge.count == 0;
   }
-  if (edges.empty() || rarest == 0 || highest >= layout_.vocab_size) return {0, {}};
-  return {static_cast<std::uint32_t>(std::min<std::uint64_t>(std::max(total, sum), 0xffffffffu)), edges};
+  if (num_edges == 0 || is_foreign || is_never || (sum > total && total != 0xffffffffu)) return {0, {}};
+  return {total, {buffer.data(), num_edges}};
 }
 
 std::optional<std::string> Corpus::find_fault() const {

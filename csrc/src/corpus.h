@@ -45,14 +45,19 @@ class Corpus {
     return true;
   }
 
-  // Brings what `visit` reads first towards the CPU cache, in two stages: prefetch() reads what prefetch_header() asks
-  // for.
+  // Brings what `visit` reads towards the CPU cache, in three stages, each of which reads what the one before asked for.
+  // Run each over many contexts before the next: a miss takes as long as ten look-ups.
   void prefetch_header(std::uint64_t hash) const {
     __builtin_prefetch(directory_.data() + corpus::bucket_of(hash, bucket_bits_));
   }
   void prefetch(std::uint64_t hash) const {
     const Bucket bucket = bucket_at(corpus::bucket_of(hash, bucket_bits_));
     __builtin_prefetch(bucket.slots + guess(bucket, corpus::tag_of(hash, bucket_bits_)));
+  }
+  void prefetch_edges(std::uint64_t hash) const {
+    const Bucket bucket = bucket_at(corpus::bucket_of(hash, bucket_bits_));
+    const corpus::Slot* slot = find(bucket, corpus::tag_of(hash, bucket_bits_));
+    if (slot && slot->value & corpus::kInArena) __builtin_prefetch(bucket.arena() + (slot->value & ~corpus::kInArena));
   }
 
   // Asks the system to read the whole file in, in the background.
@@ -96,7 +101,8 @@ class Corpus {
 
   // A total of 0 says that the file is damaged here.
   Continuations continuations(const Bucket& bucket, std::uint32_t value, EdgeBuffer& buffer) const;
-  Continuations checked(std::uint64_t total, std::span<const Edge> edges) const;
+  template <class EdgeAt>
+  Continuations unpacked(std::uint32_t total, std::uint32_t num_edges, EdgeAt&& edge_at, EdgeBuffer& buffer) const;
 
   void map(int file);
   void load_directory();

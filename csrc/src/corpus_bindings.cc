@@ -93,7 +93,9 @@ std::tuple<std::uint64_t, std::uint64_t, std::uint64_t> probe(const Corpus& corp
   ContextHashes hashes;
   for (std::size_t i = 1; i <= text.size(); ++i) {
     hash_contexts(tokens + i, i, hashes);
+    hashes.for_each([&](std::uint64_t hash) { corpus.prefetch_header(hash); });
     hashes.for_each([&](std::uint64_t hash) { corpus.prefetch(hash); });
+    hashes.for_each([&](std::uint64_t hash) { corpus.prefetch_edges(hash); });
     hashes.for_each([&](std::uint64_t hash) {
       ++num_all;
       num_known += corpus.visit(hash, [&](const Continuations& found) { sum += found.total; });

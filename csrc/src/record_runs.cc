@@ -61,6 +61,13 @@ RecordRuns::RecordRuns(std::string spill_path, std::size_t max_bytes)
       capacity_(std::max<std::size_t>(max_bytes / sizeof(Record), 2 * kMinPiece)),
       buffer_(std::make_unique_for_overwrite<Record[]>(capacity_)) {}
 
+void RecordRuns::append_recent() {
+  for (Record& record : recent_) {
+    if (record.count > 0) append(record);
+    record.count = 0;
+  }
+}
+
 void RecordRuns::sort_buffer() {
   const std::span records(buffer_.get(), num_buffered_);
   sort_records(records);

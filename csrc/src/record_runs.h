@@ -37,9 +37,14 @@ class RecordRuns {
   RecordRuns(std::string spill_path, std::size_t max_bytes);
 
   void add(std::uint64_t hash, TokenId token) {
-    if (num_buffered_ == capacity_) spill();
-    buffer_[num_buffered_++] = {hash, token, 1};
     ++num_added_;
+    Record& recent = recent_[(hash ^ token * 0x9e3779b1u) % kNumRecent];
+    if (recent.hash == hash && recent.token == token && recent.count > 0) {
+      recent.count = saturated_sum(recent.count, 1);
+      return;
+    }
+    if (recent.count > 0) append(recent);
+    recent = {hash, token, 1};
   }
 
   // Calls `act(record)` for each distinct record, in order, with the sum of its counts. Once, at the end.
@@ -58,6 +63,14 @@ class RecordRuns {
     std::span<Record> remaining;  // of what was read
   };
 
+  // What is seen again soon is added up in a small cache first: a third of all records, or more.
+  static constexpr std::size_t kNumRecent = std::size_t{1} << 15;
+
+  void append(const Record& record) {
+    if (num_buffered_ == capacity_) spill();
+    buffer_[num_buffered_++] = record;
+  }
+  void append_recent();
   void spill();
   void sort_buffer();
   void share_out_buffer();
@@ -67,6 +80,7 @@ class RecordRuns {
   const std::string spill_path_;
   const std::size_t capacity_;
   std::unique_ptr<Record[]> buffer_;
+  std::vector<Record> recent_ = std::vector<Record>(kNumRecent, Record{0, 0, 0});
   std::size_t num_buffered_ = 0;
   std::uint64_t num_added_ = 0;
   std::optional<File> file_;
@@ -76,6 +90,7 @@ class RecordRuns {
 
 template <class Act>
 void RecordRuns::merge(Act&& act) {
+  append_recent();
   if (runs_.empty()) {
     sort_buffer();
     for (const Record& record : std::span(buffer_.get(), num_buffered_)) act(record);
