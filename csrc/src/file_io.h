@@ -23,6 +23,8 @@ class File {
   File(const File&) = delete;
   File& operator=(const File&) = delete;
 
+  int descriptor() const { return descriptor_; }
+
   void write(const void* bytes, std::size_t num_bytes, std::uint64_t offset) {
     const char* at = static_cast<const char*>(bytes);
     while (num_bytes > 0) {

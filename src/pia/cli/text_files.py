@@ -112,15 +112,22 @@ def _pieces_of_text(source: TextSource, on_bytes: OnBytes) -> Iterator[Piece]:
             if cut:
                 yield Piece(held[:cut], False)
                 held = held[cut:]
-    yield Piece(held, True)
+    if held:
+        yield Piece(held, True)
 
 
 def _cut(text: str) -> int:
-    """Where a piece may end: behind the last line, or where lines are endless behind the last word; 0 for nowhere."""
-    cut = text.rfind("\n") + 1
+    """Where a large text may be cut: behind a line, or where lines are endless behind a word; 0 for nowhere yet.
+
+    Something is always left, so that the last piece is not empty.
+    """
+    if len(text) < _BLOCK:
+        return 0
+    most = len(text) - 1
+    cut = text.rfind("\n", 0, most) + 1
     if cut or len(text) < _MAX_LINE:
         return cut
-    return text.rfind(" ") + 1 or len(text)
+    return text.rfind(" ", 0, most) + 1 or most
 
 
 def total_bytes(sources: list[TextSource]) -> int:
