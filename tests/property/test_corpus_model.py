@@ -24,25 +24,25 @@ class SlowCorpus:
 
     def __init__(self, shapes: tuple[tuple[int, int], ...]) -> None:
         self.shapes = shapes
-        self.tables: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
+        self.tables: dict[tuple[int, tuple[int, ...]], Counter[int]] = defaultdict(Counter)
 
     def add(self, text: list[int]) -> None:
         for at, token in enumerate(text):
             for number, (skip, length) in enumerate(self.shapes):
                 if skip + length <= at:
-                    self.tables[number, *text[at - skip - length : at - skip]][token] += 1
+                    self.tables[number, tuple(text[at - skip - length : at - skip])][token] += 1
 
     def counts(self, number: int, context: tuple[int, ...]) -> list[tuple[int, int]]:
-        table = self.tables.get((number, *context), Counter())
+        table = self.tables.get((number, context), Counter())
         return sorted(table.items(), key=lambda entry: (-entry[1], entry[0]))[:MOST]
 
 
 def assert_same(corpus: Corpus, model: SlowCorpus) -> None:
     assert corpus.num_contexts == len(model.tables)
-    for (number, *context), table in model.tables.items():
+    for (number, context), table in model.tables.items():
         skip = model.shapes[number][0]
         tokens = [*context, *[0] * skip]  # what is skipped does not matter
-        assert list(corpus.counts(tokens, number).items()) == model.counts(number, tuple(context))
+        assert list(corpus.counts(tokens, number).items()) == model.counts(number, context)
         assert corpus.total(tokens, number) == table.total()
     corpus.verify()
 

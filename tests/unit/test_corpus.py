@@ -147,8 +147,8 @@ def test_ctrl_c_while_merging_leaves_nothing(path):
     def interrupt(share):
         raise KeyboardInterrupt
 
+    many = np.random.default_rng(0).integers(0, 1000, 400_000)
     with pytest.raises(KeyboardInterrupt):
-        many = np.random.default_rng(0).integers(0, 1000, 400_000)
         build_corpus(path, [many], vocab_size=1000, max_memory=1 << 20, progress=interrupt)
     assert os.listdir(path.parent) == []
 
@@ -167,7 +167,7 @@ def test_progress_rises(path):
     seen: list[float] = []
     many = np.random.default_rng(0).integers(0, 1000, 800_000)
     build_corpus(path, [many], vocab_size=1000, progress=seen.append)
-    assert len(seen) > 2 and seen == sorted(seen) and 0 < seen[0] and seen[-1] <= 1
+    assert len(seen) > 2 and seen == sorted(seen) and seen[0] > 0 and seen[-1] <= 1
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs kill")
@@ -202,7 +202,7 @@ def with_header(path, **changes):
 
 
 def test_files_that_are_no_corpora(path, tmp_path):
-    with pytest.raises(CacheFileError, match="can't read the corpus .*No such file"):
+    with pytest.raises(CacheFileError, match=r"can't read the corpus .*No such file"):
         Corpus.open(path)
     with pytest.raises(CacheFileError, match="can't read the corpus"):
         Corpus.open(tmp_path)
@@ -317,7 +317,7 @@ def test_attach_by_name_and_begin(corpus, path):
         cache.begin([1], corpora=["docs"])
     with pytest.raises(UnsupportedOptionError, match="no corpus named 'x'"):
         cache.detach("x")
-    with pytest.raises(UnsupportedOptionError, match="no corpus named 'd'.*attached: none"):
+    with pytest.raises(UnsupportedOptionError, match=r"no corpus named 'd'.*attached: none"):
         DraftCache().begin([1], corpora=["d"])
     for name in ("", 7):
         with pytest.raises(UnsupportedOptionError, match="by a name"):
