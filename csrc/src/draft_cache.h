@@ -108,6 +108,7 @@ class DraftSession {
   bool has_ended() const { return !own_; }
   std::size_t num_bytes() const;
   const DraftCache& cache() const { return *cache_; }
+  // What the draft model may read besides the tables: each of these by Corpus::visit, as Source::kCorpus.
   const Corpora& corpora() const { return corpora_; }
 
  private:

@@ -59,7 +59,7 @@ std::size_t sum_equal(std::span<Record> records) {
 RecordRuns::RecordRuns(std::string spill_path, std::size_t max_bytes)
     : spill_path_(std::move(spill_path)),
       capacity_(std::max<std::size_t>(max_bytes / sizeof(Record), 2 * kMinPiece)),
-      buffer_(std::make_unique_for_overwrite<Record[]>(capacity_)) {}
+      buffer_(new Record[capacity_]) {}
 
 void RecordRuns::append_recent() {
   for (Record& record : recent_) {
@@ -91,7 +91,7 @@ void RecordRuns::spill() {
 void RecordRuns::share_out_buffer() {
   const std::size_t size = std::clamp(capacity_ / runs_.size(), kMinPiece, kMaxPiece);
   if (size * runs_.size() > capacity_) {
-    buffer_ = std::make_unique_for_overwrite<Record[]>(size * runs_.size());
+    buffer_.reset(new Record[size * runs_.size()]);
   }
   for (std::size_t i = 0; i < runs_.size(); ++i) runs_[i].piece = {buffer_.get() + i * size, size};
 }

@@ -79,7 +79,7 @@ class RecordRuns {
 
   const std::string spill_path_;
   const std::size_t capacity_;
-  std::unique_ptr<Record[]> buffer_;
+  std::unique_ptr<Record[]> buffer_;  // not cleared: memory is taken as it fills
   std::vector<Record> recent_ = std::vector<Record>(kNumRecent, Record{0, 0, 0});
   std::size_t num_buffered_ = 0;
   std::uint64_t num_added_ = 0;

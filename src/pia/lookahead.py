@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, cast
@@ -60,7 +60,8 @@ class Lookahead:
 
     Args:
         cache: drafts come from here; a new one by default.
-        **options: see `LookaheadConfig`.
+        **options: see `LookaheadConfig`. `corpora` may also be a dictionary of files by name, which are attached to the
+            cache.
 
     Raises:
         UnsupportedOptionError: an option is unknown or out of range.
@@ -69,6 +70,9 @@ class Lookahead:
     def __init__(self, cache: DraftCache | None = None, **options: Any) -> None:
         self.config = LookaheadConfig.of(**options)
         self.cache = DraftCache() if cache is None else cache
+        if isinstance(corpora := options.get("corpora"), Mapping):
+            for name, corpus in corpora.items():
+                self.cache.attach(name, corpus)
         self.last_stats: Stats | None = None
         """Statistics of the call that was started last."""
         self._calibrators: weakref.WeakKeyDictionary[Any, Calibrator] = weakref.WeakKeyDictionary()

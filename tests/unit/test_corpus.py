@@ -401,6 +401,7 @@ def test_many_threads_read_attach_and_detach(corpus, path):
 def test_options(corpus, llama):
     assert pia.LookaheadConfig(corpora=["a", "b"]).corpora == ("a", "b")
     assert pia.LookaheadConfig(corpora="docs").corpora == ("docs",)
+    assert pia.Lookahead(corpora={"docs": corpus, "code": corpus.path}).cache.corpora == ["code", "docs"]
     for wrong in (7, [7], None):
         with pytest.raises(UnsupportedOptionError, match="must be names"):
             pia.LookaheadConfig(corpora=wrong)

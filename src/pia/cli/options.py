@@ -83,14 +83,9 @@ def sampling_kwargs(args: argparse.Namespace) -> dict[str, Any]:
 
 def new_lookahead(args: argparse.Namespace) -> Lookahead:
     """A `Lookahead` for the drafting options."""
-    from pia.drafting.cache import DraftCache
     from pia.lookahead import Lookahead
 
-    cache = load_cache(args)
-    cache = DraftCache() if cache is None else cache
-    for name, file in args.corpus:
-        cache.attach(name, file)
-    corpora = [name for name, _ in args.corpus]
+    cache, corpora = load_cache(args), dict(args.corpus)
     return Lookahead(cache, budget=args.budget, max_depth=args.max_depth, namespace=args.namespace, corpora=corpora)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ class AttachedCorpora:
 
     def __init__(self) -> None:
         self._by_name: dict[str, Corpus] = {}
+        self._changing = threading.Lock()
 
     @property
     def names(self) -> list[str]:
@@ -31,14 +33,16 @@ class AttachedCorpora:
             raise UnsupportedOptionError(f"a corpus is attached by a name, which {name!r} is not")
         opened = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
         _ = opened.core  # says so if it is closed
-        _require_same_tokenizer(name, opened, cache)
-        cache.bind(cache.vocab_size or opened.vocab_size, opened.tokenizer_fingerprint)
-        self._by_name = {**self._by_name, name: opened}
+        with self._changing:
+            _require_same_tokenizer(name, opened, cache)
+            cache.bind(cache.vocab_size or opened.vocab_size, opened.tokenizer_fingerprint)
+            self._by_name = {**self._by_name, name: opened}
 
     def detach(self, name: str) -> None:
         """See `DraftCache.detach`."""
-        self._require([name])
-        self._by_name = {known: corpus for known, corpus in self._by_name.items() if known != name}
+        with self._changing:
+            self._require([name])
+            self._by_name = {known: corpus for known, corpus in self._by_name.items() if known != name}
 
     def select(self, names: Iterable[str]) -> list[_core.Corpus]:
         """The native corpora of these names, each once.

@@ -53,7 +53,7 @@ class DraftCache:
     ) -> None:
         self._core = _core.Cache.create(max(int(max_bytes), 0))
         self._fingerprint: str | None = None
-        self._attached: AttachedCorpora | None = None
+        self._corpora = _no_corpora()
         self.bind(vocab_size, tokenizer_fingerprint)
 
     # --- Drafting and learning ---------------------------------------------------------------------------------------
@@ -136,14 +136,6 @@ class DraftCache:
     def corpora(self) -> list[str]:
         """Names of the attached corpora, sorted."""
         return self._corpora.names
-
-    @property
-    def _corpora(self) -> AttachedCorpora:
-        if self._attached is None:
-            from pia.drafting.attached import AttachedCorpora
-
-            self._attached = AttachedCorpora()
-        return self._attached
 
     # --- Files -------------------------------------------------------------------------------------------------------
 
@@ -325,6 +317,12 @@ class DraftSession:
     def __repr__(self) -> str:
         state = "ended" if self._core.has_ended else f"{self._core.num_bytes / 1024:,.0f} KiB"
         return f"DraftSession({state})"
+
+
+def _no_corpora() -> AttachedCorpora:
+    from pia.drafting.attached import AttachedCorpora  # which needs this module
+
+    return AttachedCorpora()
 
 
 def as_token_ids(token_ids: TokenSequence | Iterable[int]) -> npt.NDArray[np.int32]:
