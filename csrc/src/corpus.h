@@ -1,8 +1,8 @@
 // A corpus: counts of contexts in a file, mapped into memory and only ever read.
 //
 // It has the reader's interface of a ContextTable. Nothing in it changes, so it needs no locks. A damaged file can make
-// drafts wrong, but never lets a look-up read outside the map: the directory is checked when the file is opened and kept
-// in memory of our own, everything else is checked as it is read.
+// drafts wrong, but never lets a look-up read outside the map: the directory is checked when the file is opened, and
+// kept in memory of our own; everything else is checked as it is read.
 #pragma once
 
 #include <memory>
@@ -45,8 +45,8 @@ class Corpus {
     return true;
   }
 
-  // Brings what `visit` reads towards the CPU cache, in three stages, each of which reads what the one before asked for.
-  // Run each over many contexts before the next: a miss takes as long as ten look-ups.
+  // Brings what `visit` reads towards the CPU cache, in three stages, each of which reads what the one before asked
+  // for. Run each over many contexts before the next.
   void prefetch_header(std::uint64_t hash) const {
     __builtin_prefetch(directory_.data() + corpus::bucket_of(hash, bucket_bits_));
   }

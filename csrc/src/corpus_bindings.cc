@@ -54,7 +54,7 @@ void extend(CorpusBuilder& builder, const TokenArray& tokens) {
   builder.extend({reinterpret_cast<const TokenId*>(tokens.data()), tokens.size()});
 }
 
-CorpusBuilder::Figures finish(CorpusBuilder& builder, const std::function<void(std::uint64_t, std::uint64_t)>& progress) {
+CorpusBuilder::Figures finish(CorpusBuilder& builder, const CorpusBuilder::Progress& progress) {
   const nb::gil_scoped_release released;
   return builder.finish([&](std::uint64_t done, std::uint64_t all) {
     const nb::gil_scoped_acquire acquired;

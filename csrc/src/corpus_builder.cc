@@ -60,14 +60,19 @@ class CorpusBuilder::Writer {
     const std::uint32_t tag = tag_of(hash_, bucket_bits_);
     // Two contexts with one tag are too rare to matter: the second is left out.
     if (slots_.size() < kMaxSlots && (slots_.empty() || slots_.back().tag != tag)) {
-      const auto end = edges_.begin() + static_cast<std::ptrdiff_t>(std::min<std::size_t>(edges_.size(), kMaxContinuations));
-      std::partial_sort(edges_.begin(), end, edges_.end(), [](const Edge& a, const Edge& b) { return comes_before(a, b); });
-      edges_.erase(end, edges_.end());
+      keep_most_frequent();
       slots_.push_back({tag, packed()});
       ++num_contexts_;
     }
     edges_.clear();
     total_ = 0;
+  }
+
+  void keep_most_frequent() {
+    const std::size_t num_kept = std::min<std::size_t>(edges_.size(), kMaxContinuations);
+    const auto is_before = [](const Edge& a, const Edge& b) { return comes_before(a, b); };
+    std::partial_sort(edges_.begin(), edges_.begin() + static_cast<std::ptrdiff_t>(num_kept), edges_.end(), is_before);
+    edges_.resize(num_kept);
   }
 
   // Writes the buckets before this one.

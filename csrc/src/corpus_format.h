@@ -4,9 +4,9 @@
 //   directory  a word of 8 bytes per bucket, and one for the end: where the bucket begins, how many slots it has
 //   data       the buckets in order: slots sorted by tag, then the edges of contexts with several continuations
 //
-// Directory and data are filled up with zeros to whole pages. The highest bits of a context's hash choose the bucket, the
-// 32 bits below them are its tag. As hashes are uniform, a slot lies close to where its tag says, so a look-up touches
-// the directory (small enough to stay in the CPU's cache), one or two lines of slots, and the edges if there are any.
+// Directory and data are filled up with zeros to whole pages. The highest bits of a context's hash choose the bucket,
+// the 32 bits below them are its tag. As hashes are uniform, a slot lies close to where its tag says, so a look-up
+// touches the directory (small enough to stay in the CPU's cache), one or two lines of slots, and the edges if any.
 #pragma once
 
 #include <algorithm>
@@ -20,8 +20,8 @@ inline constexpr std::size_t kPageBytes = 4096;
 inline constexpr std::size_t kWordBytes = 4;  // all of the data is words of 32 bits
 
 // Up to this many places of the text fall into a bucket, and at least half as many; a quarter of that in contexts, or
-// less. Measured: with 512 look-ups are no faster and the directory is four times larger; with 128 they take twice as long,
-// as the directory outgrows the CPU's cache.
+// less. Measured: with 512 look-ups are no faster and the directory is four times larger; with 128 they take twice as
+// long, as the directory outgrows the CPU's cache.
 inline constexpr std::uint64_t kRecordsPerBucket = 2048;
 inline constexpr std::uint64_t kMaxBuckets = std::uint64_t{1} << 32;
 inline constexpr std::uint32_t kMaxSlots = 0xffff;

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from pia.cli.files import is_json, read_texts
 from pia.errors import PromptError
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18
 _MAX_LINE = 4 << 20
 _SNIFFED = 8192
 
