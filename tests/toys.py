@@ -104,7 +104,7 @@ class ToySource:
     def bind(self, vocab_size, fingerprint) -> None:
         pass
 
-    def begin(self, prompt_ids, *, stop_ids=frozenset(), namespace=""):
+    def begin(self, prompt_ids, *, stop_ids=frozenset(), namespace="", corpora=()):
         self.num_begun += 1
         return _ToySession(self, len(prompt_ids))
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the draft cache's C++ stress program with ThreadSanitizer and with AddressSanitizer + UBSan, and runs both.
+# Builds the C++ stress programs with ThreadSanitizer and with AddressSanitizer + UBSan, and runs both.
 #
 #   tools/sanitize.sh [threads] [requests per thread]
 #
@@ -18,6 +18,7 @@ run() {
         -DCMAKE_CXX_FLAGS="-O1 -fno-omit-frame-pointer -fsanitize=$name -fno-sanitize-recover=all" >"$work/log" 2>&1 &&
         cmake --build "$work/$name" >>"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
     "$work/$name/stress" "$@"
+    "$work/$name/corpus_stress"
 }
 
 run thread "$@"

@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <unordered_map>
 
+#include "corpus_bindings.h"
 #include "draft_session.h"
 
 namespace nb = nanobind;
@@ -18,6 +19,7 @@ using namespace nb::literals;
 
 namespace {
 
+using pia::Corpora;
 using pia::DraftCache;
 using pia::DraftSession;
 using pia::TokenId;
@@ -64,12 +66,13 @@ class Turn {
 
 std::unique_ptr<DraftSession> begin(DraftCache& cache, const TokenArray& prompt,
                                     const std::vector<std::int64_t>& stop_ids, const std::string& space,
-                                    const std::string& request, const TokenArray& predicted) {
+                                    const std::string& request, const TokenArray& predicted,
+                                    const Corpora& corpora) {
   const Tokens tokens = checked(prompt, cache.vocab_size());
   const Tokens expected = checked(predicted, cache.vocab_size());
   const auto stops = checked(stop_ids, 0);
   const nb::gil_scoped_release released;
-  return cache.begin(tokens, stops, space, request, expected);
+  return cache.begin(tokens, stops, space, request, expected, corpora);
 }
 
 void learn(DraftCache& cache, const TokenArray& text, const std::vector<std::int64_t>& stop_ids,
@@ -225,11 +228,12 @@ NB_MODULE(_core, module) {
   nb::set_leak_warnings(false);  // objects that outlive the interpreter are no news to a user
   module.doc() = "Native draft cache; see pia.drafting.cache for its Python face.";
   using released = nb::call_guard<nb::gil_scoped_release>;
+  pia::bind_corpora(module);
 
   nb::class_<DraftCache>(module, "Cache")
       .def_static("create", [](std::size_t max_bytes) { return std::make_shared<DraftCache>(max_bytes); },
                   "max_bytes"_a)
-      .def("begin", &begin, "prompt"_a, "stop_ids"_a, "namespace"_a, "request"_a, "predicted"_a)
+      .def("begin", &begin, "prompt"_a, "stop_ids"_a, "namespace"_a, "request"_a, "predicted"_a, "corpora"_a)
       .def("learn", &learn, "text"_a, "stop_ids"_a, "namespace"_a, "request"_a)
       .def("learn_many", &learn_many, "text"_a, "lengths"_a, "owners"_a, "requests"_a, "namespace"_a)
       .def("forget", &DraftCache::forget, "request"_a, "namespace"_a, released())

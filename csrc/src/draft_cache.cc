@@ -38,10 +38,10 @@ DraftCache::DraftCache(std::size_t max_bytes)
 }
 
 std::unique_ptr<DraftSession> DraftCache::begin(Tokens prompt, std::vector<TokenId> stop_ids, std::string space,
-                                                std::string request, Tokens predicted) {
+                                                std::string request, Tokens predicted, Corpora corpora) {
   auto shared = find_or_add(space);
   return std::make_unique<DraftSession>(shared_from_this(), std::move(shared), std::move(space), std::move(request),
-                                        prompt, predicted, std::move(stop_ids));
+                                        prompt, predicted, std::move(stop_ids), std::move(corpora));
 }
 
 void DraftCache::learn(Tokens text, const std::vector<TokenId>& stop_ids, const std::string& space,

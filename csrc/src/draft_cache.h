@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "corpus.h"
 #include "mixing_model.h"
 #include "namespace.h"
 
@@ -31,7 +32,7 @@ class DraftCache : public std::enable_shared_from_this<DraftCache> {
   // Starts a request. Its prompt is learned by the request's own table alone; what it emits is learned by the cache when
   // it ends, under the id `request`, if that is not empty. `predicted` is what the caller expects it to emit.
   std::unique_ptr<DraftSession> begin(Tokens prompt, std::vector<TokenId> stop_ids, std::string space,
-                                      std::string request = {}, Tokens predicted = {});
+                                      std::string request = {}, Tokens predicted = {}, Corpora corpora = {});
 
   // Learns one finished sequence. It is cut behind each stop id, and no context reaches across a cut.
   void learn(Tokens text, const std::vector<TokenId>& stop_ids, const std::string& space,

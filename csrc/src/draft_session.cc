@@ -42,11 +42,11 @@ struct DraftSession::Own {
     meter.try_charge(num_text_bytes);
   }
 
-  void append(Tokens tokens, const ContextTable& shared) {
+  void append(Tokens tokens, const DraftSources& sources) {
     const std::size_t first = text.size();
     text.insert(text.end(), tokens.begin(), tokens.end());
     book_text();
-    state = builder.learn(text, first, state, {table, shared, predicted});
+    state = builder.learn(text, first, state, sources);
     table.insert(text, first);
   }
 
@@ -68,12 +68,14 @@ struct DraftSession::Own {
 };
 
 DraftSession::DraftSession(std::shared_ptr<DraftCache> cache, std::shared_ptr<Namespace> shared, std::string space,
-                           std::string request, Tokens prompt, Tokens predicted, std::vector<TokenId> stop_ids)
+                           std::string request, Tokens prompt, Tokens predicted, std::vector<TokenId> stop_ids,
+                           Corpora corpora)
     : cache_(std::move(cache)),
       shared_(std::move(shared)),
       space_(std::move(space)),
       request_(std::move(request)),
       stop_ids_(std::move(stop_ids)),
+      corpora_(std::move(corpora)),
       own_(std::make_unique<Own>(cache_->request_meter_, cache_->mixing_, prompt, predicted)) {}
 
 DraftSession::~DraftSession() { end(false); }
@@ -84,18 +86,20 @@ DraftSession::Own& DraftSession::running() {
   return *own_;
 }
 
+DraftSources DraftSession::sources(const Own& own) const { return {own.table, shared_->table, own.predicted, corpora_}; }
+
 std::span<const DraftNode> DraftSession::propose(std::size_t budget, std::uint32_t max_depth) {
   Own& own = running();
-  return own.builder.build(own.text, own.state, {own.table, shared_->table, own.predicted}, budget, max_depth);
+  return own.builder.build(own.text, own.state, sources(own), budget, max_depth);
 }
 
 void DraftSession::observe(Tokens tokens) {
   Own& own = running();
   if (own.reader) {
     const PromptReader::Turn turn(*own.reader);
-    own.append(tokens, shared_->table);
+    own.append(tokens, sources(own));
   } else {
-    own.append(tokens, shared_->table);
+    own.append(tokens, sources(own));
   }
 }
 
@@ -114,6 +118,7 @@ std::vector<DraftSession::KnownContext> DraftSession::known_contexts() {
   };
   look(own.table, Source::kOwn);
   look(shared_->table, Source::kShared);
+  for (const auto& corpus : corpora_) look(*corpus, Source::kCorpus);
   return known;
 }
 
@@ -130,6 +135,7 @@ void DraftSession::end(bool commit) {
   own->reader.reset();
   if (commit) cache_->learn(Tokens(own->text).subspan(own->num_prompt), stop_ids_, space_, request_);
   shared_.reset();
+  corpora_.clear();
   cache_->forget_if_empty(space_);
 }
 

@@ -12,7 +12,8 @@ namespace pia {
 class DraftSession {
  public:
   DraftSession(std::shared_ptr<DraftCache> cache, std::shared_ptr<Namespace> shared, std::string space,
-               std::string request, Tokens prompt, Tokens predicted, std::vector<TokenId> stop_ids);
+               std::string request, Tokens prompt, Tokens predicted, std::vector<TokenId> stop_ids,
+               Corpora corpora);
   ~DraftSession();
 
   // The best tree of `budget` nodes that may continue the text so far; valid until the next call.
@@ -45,12 +46,14 @@ class DraftSession {
   struct Own;  // what the request alone holds
 
   Own& running();
+  DraftSources sources(const Own& own) const;
 
   std::shared_ptr<DraftCache> cache_;
   std::shared_ptr<Namespace> shared_;
   std::string space_;
   std::string request_;
   std::vector<TokenId> stop_ids_;
+  Corpora corpora_;
   std::unique_ptr<Own> own_;
   std::atomic_flag is_in_use_;
 };

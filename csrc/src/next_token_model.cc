@@ -125,6 +125,7 @@ void NextTokenModel::gather(Tokens recent, const PredictedOutput::State& state, 
   gather_predicted(sources.predicted, state);
   for_each_known(hashes, [&](std::size_t shape) { return sources.shared.prefetch_edges(hashes.values[shape]); });
   gather_group(sources.shared, hashes, 1);
+  if (!sources.corpora.empty()) gather_corpora(sources.corpora, hashes);
   keep_best_rows();
   fill_inputs();
 }
@@ -136,6 +137,37 @@ void NextTokenModel::gather_group(const Table& table, const ContextHashes& hashe
     const bool is_known = table.visit(hashes.values[shape], read);
     if (is_known && shape < kNumDense) reach_[group] = static_cast<std::uint8_t>(shape + 1);
     return is_known;
+  });
+}
+
+// Several corpora speak as one: their counts are added up.
+void NextTokenModel::gather_corpora(const Corpora& corpora, const ContextHashes& hashes) {
+  has_third_group_ = true;
+  for (const auto& corpus : corpora) hashes.for_each([&](std::uint64_t hash) { corpus->prefetch_header(hash); });
+  for (const auto& corpus : corpora) hashes.for_each([&](std::uint64_t hash) { corpus->prefetch(hash); });
+  for (const auto& corpus : corpora) hashes.for_each([&](std::uint64_t hash) { corpus->prefetch_edges(hash); });
+  if (corpora.size() == 1) return gather_group(*corpora.front(), hashes, 2);
+  for_each_known(hashes, [&](std::size_t shape) {
+    merged_.clear();
+    std::uint64_t total = 0;
+    const auto add = [&](const Continuations& found) {
+      total += found.total;
+      for (const Edge& edge : found.edges) {
+        const auto same = [&](const Edge& other) { return other.token == edge.token; };
+        const auto at = std::find_if(merged_.begin(), merged_.end(), same);
+        if (at == merged_.end()) {
+          merged_.push_back(edge);
+        } else {
+          at->count += edge.count;
+        }
+      }
+    };
+    for (const auto& corpus : corpora) corpus->visit(hashes.values[shape], add);
+    if (merged_.empty()) return false;
+    std::sort(merged_.begin(), merged_.end(), comes_before);
+    add_context({static_cast<std::uint32_t>(std::min<std::uint64_t>(total, UINT32_MAX)), merged_}, 2, shape);
+    if (shape < kNumDense) reach_[2] = static_cast<std::uint8_t>(shape + 1);
+    return true;
   });
 }
 

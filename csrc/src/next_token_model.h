@@ -6,6 +6,7 @@
 
 #include "context_hash.h"
 #include "context_table.h"
+#include "corpus.h"
 #include "mixing_model.h"
 #include "predicted_output.h"
 
@@ -16,6 +17,7 @@ struct DraftSources {
   const ContextTable& own;     // its prompt and its output so far
   const ContextTable& shared;  // what other requests produced
   const PredictedOutput& predicted;
+  const Corpora& corpora;
 };
 
 struct Candidate {
@@ -73,6 +75,7 @@ class NextTokenModel {
   void gather(Tokens recent, const PredictedOutput::State& state, const DraftSources& sources, float min_prob);
   template <class Table>
   void gather_group(const Table& table, const ContextHashes& hashes, std::size_t group);
+  void gather_corpora(const Corpora& corpora, const ContextHashes& hashes);
   void gather_predicted(const PredictedOutput& predicted, const PredictedOutput::State& state);
   void add_context(const Continuations& found, std::size_t group, std::size_t shape);
   void begin_rows();
@@ -97,6 +100,7 @@ class NextTokenModel {
   std::size_t num_contexts_ = 0;
   Reach reach_{};
   bool has_third_group_ = false;
+  std::vector<Edge> merged_;  // continuations in several corpora
   std::size_t max_edges_read_ = kMaxEdgesRead;
   float min_share_ = 0;
   std::size_t max_kept_ = kMaxCandidates;

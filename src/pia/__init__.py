@@ -21,6 +21,8 @@ _HOMES = {
     "Step": "pia.decoding.stats",
     "Stats": "pia.decoding.stats",
     "DraftCache": "pia.drafting.cache",
+    "Corpus": "pia.drafting.corpus",
+    "build_corpus": "pia.drafting.corpus",
     "DraftTree": "pia.drafting.tree",
     "TraceRecorder": "pia.recording",
     "PiaError": "pia.errors",
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from pia.decoding.stats import Stats as Stats
     from pia.decoding.stats import Step as Step
     from pia.drafting.cache import DraftCache as DraftCache
+    from pia.drafting.corpus import Corpus as Corpus
+    from pia.drafting.corpus import build_corpus as build_corpus
     from pia.drafting.tree import DraftTree as DraftTree
     from pia.errors import PiaError as PiaError
     from pia.lookahead import Lookahead as Lookahead

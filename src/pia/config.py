@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -30,6 +31,9 @@ class LookaheadConfig:
     namespace: str = ""
     """Part of the draft cache that is read and written: texts of one namespace never draft for another."""
 
+    corpora: tuple[str, ...] = ()
+    """Corpora attached to the draft cache that are read as well, by name."""
+
     self_check: bool = True
     """Prove at first use of a model that tree logits equal those of its own paths; off trusts its configuration."""
 
@@ -42,6 +46,7 @@ class LookaheadConfig:
             raise UnsupportedOptionError(f'shape={self.shape!r} is unknown; choose "tree", "branches" or "chain"')
         if not isinstance(self.namespace, str):
             raise UnsupportedOptionError(f"namespace must be text, got {self.namespace!r}")
+        object.__setattr__(self, "corpora", _names("corpora", self.corpora))
 
     @classmethod
     def of(cls, **options: Any) -> LookaheadConfig:
@@ -51,6 +56,13 @@ class LookaheadConfig:
             if name not in known:
                 raise UnsupportedOptionError(f"unknown option {name!r}; Lookahead takes: {', '.join(known)}")
         return cls(**options)
+
+
+def _names(option: str, given: Any) -> tuple[str, ...]:
+    names = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else (given,)
+    if not all(isinstance(name, str) for name in names):
+        raise UnsupportedOptionError(f"{option} must be names, as in {option}=['docs', 'code'], got {given!r}")
+    return names
 
 
 def _require_int(name: str, value: object, least: int, also: str = "") -> None:

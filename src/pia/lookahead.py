@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, cast
@@ -62,7 +62,8 @@ class Lookahead:
     Args:
         cache: drafts come from here; a new one by default.
         recorder: finished requests are appended there, to be replayed (`pia replay`).
-        **options: see `LookaheadConfig`.
+        **options: see `LookaheadConfig`. `corpora` may also be a dictionary of files by name, which are attached to the
+            cache.
 
     Raises:
         UnsupportedOptionError: an option is unknown or out of range.
@@ -74,6 +75,9 @@ class Lookahead:
         self.config = LookaheadConfig.of(**options)
         self.cache = DraftCache() if cache is None else cache
         self.recorder = recorder
+        if isinstance(corpora := options.get("corpora"), Mapping):
+            for name, corpus in corpora.items():
+                self.cache.attach(name, corpus)
         self.last_stats: Stats | None = None
         """Statistics of the call that was started last."""
         self._calibrators: weakref.WeakKeyDictionary[Any, Calibrator] = weakref.WeakKeyDictionary()
@@ -210,7 +214,9 @@ class Lookahead:
                 f"PIA does not draft: the prompt holds token id {prompt.max()}, the draft cache knows {known}"
             )
             return NoDrafts()
-        return self.cache.begin(prompt, stop_ids=request.stopping.eos_ids, namespace=config.namespace)
+        return self.cache.begin(
+            prompt, stop_ids=request.stopping.eos_ids, namespace=config.namespace, corpora=config.corpora
+        )
 
     def _sample_plainly(self, call: GenerateCall, streamer: Any, reason: str) -> Any:
         """Leaves the call to Transformers' own loop."""

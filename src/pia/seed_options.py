@@ -10,7 +10,7 @@ from pia.config import LookaheadConfig, Shape
 from pia.errors import UnsupportedOptionError
 
 _SHAPES: dict[str, Shape] = {"hier": "tree", "par": "branches", "one": "chain"}
-_KNOWN = ("use_lookahead", "decoding_length", "branch_length", "decoding_mode")
+_KNOWN = ("use_lookahead", "decoding_length", "branch_length", "decoding_mode", "corpora")
 
 
 def from_decoding_kwargs(config: LookaheadConfig, decoding_kwargs: Mapping[str, Any] | None) -> LookaheadConfig | None:
@@ -20,7 +20,7 @@ def from_decoding_kwargs(config: LookaheadConfig, decoding_kwargs: Mapping[str, 
         config: what holds where the dictionary says nothing.
         decoding_kwargs: `use_lookahead` (default true: the model is accelerated), `decoding_length` (tokens fed in a
             step, the last accepted one included), `branch_length` (depth of a draft), `decoding_mode` ("hier", "par"
-            or "one", also with "_mix").
+            or "one", also with "_mix"); and, new with PIA, `corpora` (names of attached corpora to draft from).
 
     Returns:
         the configuration, or `None` for plain decoding.
@@ -41,6 +41,8 @@ def from_decoding_kwargs(config: LookaheadConfig, decoding_kwargs: Mapping[str, 
         changes["max_depth"] = _whole("branch_length", given["branch_length"])
     if "decoding_mode" in given:
         changes["shape"] = _shape(given["decoding_mode"])
+    if "corpora" in given:
+        changes["corpora"] = given["corpora"]
     return replace(config, **changes)
 
 

@@ -45,6 +45,7 @@ def add_drafting(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("drafts")
     add_budget(group)
     group.add_argument("--cache", metavar="FILE", help="start from this draft cache (demo: from the one it comes with)")
+    add_corpus(group)
     add_namespace(group)
 
 
@@ -70,6 +71,14 @@ def add_namespace(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--namespace", default="", metavar="NAME", help="part of the draft cache to read and write")
 
 
+def add_corpus(parser: argparse._ActionsContainer) -> None:
+    """Corpora to draft from."""
+    parser.add_argument(
+        "--corpus", action="append", type=_named_file, default=[], metavar="NAME=FILE",
+        help="draft from this corpus as well (may be given again)",
+    )  # fmt: skip
+
+
 def sampling_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `generate` for the sampling options."""
     chosen = {name: getattr(args, name) for name in ("temperature", "top_p", "top_k")}
@@ -84,7 +93,7 @@ def new_lookahead(args: argparse.Namespace) -> Lookahead:
     from pia.lookahead import Lookahead
 
     options = {"budget": args.budget, "max_depth": args.max_depth, "namespace": args.namespace}
-    return Lookahead(load_cache(args), recorder=_recorder(args), **options)
+    return Lookahead(load_cache(args), recorder=_recorder(args), corpora=dict(args.corpus), **options)
 
 
 def _recorder(args: argparse.Namespace) -> Any:
@@ -122,6 +131,14 @@ def text(given: str) -> str:
     if not given:
         raise argparse.ArgumentTypeError("the text is empty")
     return given
+
+
+def _named_file(text: str) -> tuple[str, str]:
+    """Reads NAME=FILE."""
+    name, _, file = text.partition("=")
+    if not name or not file:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE, as in docs=docs.corpus")
+    return name, file
 
 
 def _at_least(least: int, text: str) -> int:

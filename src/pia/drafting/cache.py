@@ -17,6 +17,9 @@ from pia.errors import CacheMismatchError
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
+    from pia.drafting.attached import AttachedCorpora
+    from pia.drafting.corpus import Corpus
+
 DEFAULT_MAX_BYTES = 1 << 30
 
 MAX_REQUEST_ID = 256
@@ -71,6 +74,7 @@ class DraftCache:
     ) -> None:
         self._core = _core.Cache.create(max(int(max_bytes), 0))
         self._fingerprint: str | None = None
+        self._corpora = _no_corpora()
         self.bind(vocab_size, tokenizer_fingerprint)
 
     # --- Drafting and learning ---------------------------------------------------------------------------------------
@@ -83,6 +87,7 @@ class DraftCache:
         namespace: str = "",
         request_id: str | None = None,
         predicted_ids: TokenSequence = (),
+        corpora: Iterable[str] = (),
     ) -> DraftSession:
         """Starts drafting for one request.
 
@@ -96,13 +101,16 @@ class DraftCache:
             predicted_ids: What the caller expects the output to be, more or less: an edited file, a template, the
                 previous answer. Drafts follow it, and find their way back where the output departs from it.
             request_id: By which what this request teaches can be forgotten. Several may share one.
+            corpora: Names of the attached corpora to draft from as well.
 
         Raises:
-            ValueError: If a token id lies outside the vocabulary, or the request id is empty or too long.
+            ValueError: If a token id lies outside the vocabulary, the request id is empty or too long, or no corpus of
+                such a name is attached.
         """
+        chosen = self._corpora.select(corpora) if corpora else []
+        prompt, predicted = as_token_ids(prompt_ids), as_token_ids(predicted_ids)
         request = _checked_request_id(request_id)
-        predicted = as_token_ids(predicted_ids)
-        return DraftSession(self._core.begin(as_token_ids(prompt_ids), list(stop_ids), namespace, request, predicted))
+        return DraftSession(self._core.begin(prompt, list(stop_ids), namespace, request, predicted, chosen))
 
     def insert(
         self,
@@ -158,6 +166,34 @@ class DraftCache:
         self.bind(other.vocab_size, other.tokenizer_fingerprint)
         for namespace in other.namespaces:
             self.import_log(other.export_log(namespace), namespace=namespace)
+
+    # --- Corpora -----------------------------------------------------------------------------------------------------
+
+    def attach(self, name: str, corpus: Corpus | str | os.PathLike[str]) -> None:
+        """Makes a corpus known by a name, for `begin`. It takes the place of one attached by that name before.
+
+        Args:
+            name: For `begin(..., corpora=[name])`.
+            corpus: One that is open, or its file.
+
+        Raises:
+            CacheFileError: If the file is missing or damaged.
+            CacheMismatchError: If the corpus belongs to another tokenizer.
+        """
+        self._corpora.attach(name, corpus, self)
+
+    def detach(self, name: str) -> None:
+        """Forgets a corpus. Requests under way draft from it until they end.
+
+        Raises:
+            ValueError: If no corpus of that name is attached.
+        """
+        self._corpora.detach(name)
+
+    @property
+    def corpora(self) -> list[str]:
+        """Names of the attached corpora, sorted."""
+        return self._corpora.names
 
     # --- Files -------------------------------------------------------------------------------------------------------
 
@@ -395,6 +431,12 @@ def _checked_request_id(request_id: str | None) -> str:
     if not 0 < len(request_id.encode()) <= MAX_REQUEST_ID:
         raise ValueError(f"a request id must have 1 to {MAX_REQUEST_ID} bytes, not {len(request_id.encode())}")
     return request_id
+
+
+def _no_corpora() -> AttachedCorpora:
+    from pia.drafting.attached import AttachedCorpora  # which needs this module
+
+    return AttachedCorpora()
 
 
 def as_token_ids(token_ids: TokenSequence | Iterable[int]) -> npt.NDArray[np.int32]:

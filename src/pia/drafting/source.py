@@ -32,15 +32,33 @@ class DraftSession(Protocol):
 class DraftSource(Protocol):
     """Something that drafts, shared by all requests and threads."""
 
-    def begin(self, prompt_ids: np.ndarray, *, stop_ids: Set[int] = frozenset(), namespace: str = "") -> DraftSession:
-        """Opens a session for a request. `stop_ids` end a learned sequence; namespaces know nothing of each other."""
+    def begin(
+        self,
+        prompt_ids: np.ndarray,
+        *,
+        stop_ids: Set[int] = frozenset(),
+        namespace: str = "",
+        corpora: Sequence[str] = (),
+    ) -> DraftSession:
+        """Opens a session for a request.
+
+        `stop_ids` end a learned sequence; namespaces know nothing of each other; `corpora` are names of what is
+        attached.
+        """
         ...
 
 
 class NoDrafts:
     """The source and session of plain decoding: proposes nothing, learns nothing."""
 
-    def begin(self, prompt_ids: np.ndarray, *, stop_ids: Set[int] = frozenset(), namespace: str = "") -> NoDrafts:
+    def begin(
+        self,
+        prompt_ids: np.ndarray,
+        *,
+        stop_ids: Set[int] = frozenset(),
+        namespace: str = "",
+        corpora: Sequence[str] = (),
+    ) -> NoDrafts:
         return self
 
     def propose(self, budget: int, max_depth: int) -> DraftTree:

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 SOURCE_NAMES = ("own", "shared", "corpus", "predicted")
-"""Names behind the numbers in `DraftTree.sources`: the request's own text, and what other requests produced."""
+"""Names behind the numbers in `DraftTree.sources`: the request's own text, what other requests produced, attached
+corpora, and what the caller expects."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
