@@ -155,7 +155,6 @@ def _facts_of_cache(file: str) -> dict[str, Any]:
         "sequences": sum(section.num_sequences for section in header.namespaces),
         "vocab_size": header.vocab_size,
         "tokenizer_fingerprint": header.tokenizer_fingerprint,
-        "orders": header.orders,
         "namespaces": {section.name: section.num_tokens for section in header.namespaces},
     }
 
@@ -204,8 +203,6 @@ def _show_info(fields: dict[str, Any]) -> None:
     table.add_row("tokenizer", fields["tokenizer_fingerprint"] or "not known")
     if "contexts" in fields:
         table.add_row("contexts", f"{fields['contexts']:,}")
-    if "orders" in fields:
-        table.add_row("contexts of", ", ".join(map(str, fields["orders"])) + " tokens")
     for name, num_tokens in fields.get("namespaces", {}).items():
         table.add_row(f"namespace {name!r}" if name else "without namespace", f"{num_tokens:,} tokens")
     new_console().print(table, markup=False)

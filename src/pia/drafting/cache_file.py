@@ -10,7 +10,7 @@ Layout, integers little-endian:
     magic        8 bytes   b"PIACACHE"
     version      uint32
     header size  uint32
-    header       JSON: vocab_size, tokenizer_fingerprint, orders, num_tokens, token_bytes and, per namespace,
+    header       JSON: vocab_size, tokenizer_fingerprint, num_tokens, token_bytes and, per namespace,
                  {"name", "num_sequences", "num_tokens", "num_bytes", "num_id_bytes"}; num_bytes is the packed size
     sections     one per namespace: zlib of all lengths (uint32), then all tokens (token_bytes each), then, if
                  num_id_bytes is not 0, the owner of each sequence (int32, index of a request id or -1) and the
@@ -43,7 +43,6 @@ from pia.errors import CacheFileError
 
 MAGIC = b"PIACACHE"
 FORMAT_VERSION = 2
-ORDERS = [1, 2, 4, 8, 16]
 
 _PREFIX = struct.Struct("<8sII")
 _DIGEST_SIZE = 32
@@ -120,7 +119,6 @@ def _encode(cache: DraftCache) -> list[bytes]:
         {
             "vocab_size": cache.vocab_size,
             "tokenizer_fingerprint": cache.tokenizer_fingerprint,
-            "orders": ORDERS,
             "num_tokens": sum(len(log.tokens) for log in contents.values()),
             "token_bytes": token_bytes,
             "namespaces": entries,
@@ -158,7 +156,6 @@ class Header:
     version: int
     vocab_size: int | None
     tokenizer_fingerprint: str | None
-    orders: list[int]
     num_tokens: int
     token_bytes: int
     namespaces: list[Section]
@@ -238,10 +235,7 @@ def _header_from(version: int, fields: dict[str, Any]) -> Header:
         raise ValueError("the tokenizer fingerprint is not text")
     if fields["token_bytes"] not in (2, 4):
         raise ValueError(f"token_bytes is {fields['token_bytes']}")
-    orders = [_size(order) for order in fields["orders"]]
-    return Header(
-        version, vocab_size, fingerprint, orders, _size(fields["num_tokens"]), fields["token_bytes"], sections
-    )
+    return Header(version, vocab_size, fingerprint, _size(fields["num_tokens"]), fields["token_bytes"], sections)
 
 
 def _size(value: object) -> int:
