@@ -18,7 +18,7 @@ PYTHON_FILES := src tests tools
 say := @echo "pia:"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-oldest lint format bench clean
+.PHONY: help setup demo test test-all test-oldest lint format bench bench-replay clean
 .DELETE_ON_ERROR:
 
 help:
@@ -27,7 +27,8 @@ help:
 	@echo "make test-all     run all tests"
 	@echo "make test-oldest  run the tests with the oldest Transformers that PIA supports"
 	@echo "make lint         check style and types"
-	@echo "make bench        measure on 100 questions, three rounds; the last line is JSON"
+	@echo "make bench        replay two recorded traces, then measure on 100 questions; the last line is JSON"
+	@echo "make bench-replay only the replay: PIA's drafts beside those of others; the last line is JSON"
 	@echo "make setup        only create the environment and build"
 	@echo "make clean        remove environments and build outputs"
 
@@ -54,12 +55,21 @@ format: $(VENV)/.installed
 	@$(BIN)/ruff check --fix $(PYTHON_FILES)
 	@$(BIN)/ruff format $(PYTHON_FILES)
 
-bench: $(VENV)/.installed
+bench: bench-replay
 	@$(BIN)/pia bench demo --questions 100 --rounds 3
+
+bench-replay: $(VENV)/.installed $(VENV)/.peers
+	@$(BIN)/pia replay --budgets 8,16,32,64,auto
 
 clean:
 	rm -rf build dist .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What a replay compares with, where it can be had; without it the replay says so and goes on.
+$(VENV)/.peers: $(VENV)/.torch
+	$(say) "installing Arctic Inference's suffix decoding, to compare with (a minute, the first time)"
+	@$(PIP) --no-deps arctic-inference || echo "pia: it cannot be had here, going on without it" >&2
+	@touch $@
 
 # The environment with PyTorch, made once. A CPU build is enough; where an index has none, any build will do.
 $(VENV)/.torch:

@@ -22,6 +22,7 @@ _HOMES = {
     "Stats": "pia.decoding.stats",
     "DraftCache": "pia.drafting.cache",
     "DraftTree": "pia.drafting.tree",
+    "TraceRecorder": "pia.recording",
     "PiaError": "pia.errors",
 }
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from pia.errors import PiaError as PiaError
     from pia.lookahead import Lookahead as Lookahead
     from pia.lookahead import LookaheadOutput as LookaheadOutput
+    from pia.recording import TraceRecorder as TraceRecorder
     from pia.text import Result as Result
     from pia.text import TextStep as TextStep
     from pia.text import decode as decode

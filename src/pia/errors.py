@@ -25,3 +25,11 @@ class CacheFileError(PiaError):
 
 class CacheMismatchError(PiaError):
     """A draft cache belongs to another tokenizer."""
+
+
+class TraceError(PiaError):
+    """Recorded outputs cannot be read, written or replayed as asked."""
+
+
+class DrafterError(PiaError):
+    """A drafter to be replayed is unknown, not installed, or breaks the protocol."""

@@ -16,7 +16,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from pia.config import LookaheadConfig
 from pia.decoding.chooser import TokenChooser
 from pia.decoding.loop import Drafter, decode_steps
-from pia.decoding.request import Request
+from pia.decoding.request import Request, Stopping
 from pia.decoding.stats import Stats, Step
 from pia.drafting.budget import BudgetPolicy, Calibrator, CostCurve
 from pia.drafting.cache import DraftCache
@@ -28,6 +28,7 @@ from pia.models.capability import Capability, Mode
 from pia.models.kv import SlabCache
 from pia.models.profile import capability_of, curve_of
 from pia.models.runner import Runner, SlabRunner, StockRunner
+from pia.recording import TraceRecorder, model_name, record_rows, recorded
 from pia.seed_options import from_decoding_kwargs
 
 logger = logging.getLogger("pia")
@@ -60,15 +61,19 @@ class Lookahead:
 
     Args:
         cache: drafts come from here; a new one by default.
+        recorder: finished requests are appended there, to be replayed (`pia replay`).
         **options: see `LookaheadConfig`.
 
     Raises:
         UnsupportedOptionError: an option is unknown or out of range.
     """
 
-    def __init__(self, cache: DraftCache | None = None, **options: Any) -> None:
+    def __init__(
+        self, cache: DraftCache | None = None, *, recorder: TraceRecorder | None = None, **options: Any
+    ) -> None:
         self.config = LookaheadConfig.of(**options)
         self.cache = DraftCache() if cache is None else cache
+        self.recorder = recorder
         self.last_stats: Stats | None = None
         """Statistics of the call that was started last."""
         self._calibrators: weakref.WeakKeyDictionary[Any, Calibrator] = weakref.WeakKeyDictionary()
@@ -119,9 +124,8 @@ class Lookahead:
         chooser = call.new_chooser()
         drafter = self._new_drafter(call, request, capability, self._new_policy(call.model, curve, config), config)
         stats = self.last_stats = Stats(mode=capability.mode.label, reason=_reason(capability, curve, config))
-        return Decoding(
-            request, chooser, runner, stats, _counted(decode_steps(runner, request, chooser, drafter), stats)
-        )
+        steps = _counted(decode_steps(runner, request, chooser, drafter), stats)
+        return Decoding(request, chooser, runner, stats, recorded(steps, request, self.recorder, **self._facts(call)))
 
     def bind(self, tokenizer: Any) -> None:
         """Ties the draft cache to a tokenizer, or checks that it is tied to this one.
@@ -150,6 +154,12 @@ class Lookahead:
             self.cache.insert(ids, stop_ids=frozenset(ending), namespace=self.config.namespace)
             num_tokens += len(ids)
         return num_tokens
+
+    def _facts(self, call: GenerateCall) -> dict[str, Any]:
+        """What a recording says of where a request comes from; nothing without one."""
+        if self.recorder is None:
+            return {}
+        return {"model": model_name(call.model), "tokenizer": self.cache.tokenizer_fingerprint}
 
     def _examine(self, call: GenerateCall, config: LookaheadConfig) -> tuple[Capability, CostCurve | None]:
         """What the model can verify in this call, and what that costs if it matters."""
@@ -214,6 +224,10 @@ class Lookahead:
             streamer=streamer,
             **call.model_kwargs,
         )
+        if self.recorder is not None:
+            sequences = output if isinstance(output, torch.Tensor) else output["sequences"]
+            mask, stop_ids = call.model_kwargs.get("attention_mask"), Stopping(call.stopping_criteria).eos_ids
+            record_rows(self.recorder, call.input_ids, mask, sequences, stop_ids, **self._facts(call))
         return (
             output if isinstance(output, torch.Tensor) else LookaheadOutput(**output, stats=stats, kwargs=stats.kwargs)
         )

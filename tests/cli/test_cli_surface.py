@@ -9,7 +9,7 @@ import time
 import pytest
 from cli_support import assert_one_line_error, environment
 
-VERBS = ("demo", "generate", "chat", "bench", "cache", "env")
+VERBS = ("demo", "generate", "chat", "bench", "replay", "cache", "env")
 
 
 def test_help_is_instant_and_imports_nothing_heavy(pia):
@@ -70,6 +70,8 @@ def test_a_mistake_ends_the_process_with_code_2(pia):
         ("demo --questions 101", "100 questions"),
         ("bench demo --rounds 0", "at least 1"),
         ("bench ./nowhere", "--prompts"),
+        ("generate demo --prompt x --record notes.txt", "notes.txt"),
+        ("generate demo --prompt x --record nowhere/notes.jsonl", "folder exists"),
     ],
 )
 def test_wrong_command_lines(run_here, line, part):
@@ -83,6 +85,8 @@ def test_wrong_command_lines(run_here, line, part):
         "cache merge out.pia missing.pia",
         "cache build out.pia --tokenizer demo missing.txt",
         "bench demo --prompts missing.txt",
+        "replay missing.npz",
+        "replay missing.jsonl",
     ],
 )
 def test_missing_files(run_here, line):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["demo_cache_path", "demo_model_path", "demo_questions", "load_demo"]
+__all__ = ["demo_cache_path", "demo_model_path", "demo_questions", "load_demo", "trace_paths"]
 
-_FOLDER = Path(__file__).resolve().parent
+_FOLDER = Path(str(files(__name__)))
 
 
 def demo_model_path() -> Path:
@@ -46,6 +47,15 @@ def demo_questions(n: int | None = None) -> list[dict[str, str]]:
     if n is not None and not 0 <= n <= len(questions):
         raise ValueError(f"n is {n}: there are {len(questions)} demo questions, ask for 0 to {len(questions)} of them")
     return questions[:n]
+
+
+def trace_paths() -> list[Path]:
+    """Recorded outputs of a larger model on two tasks, for `pia replay`.
+
+    Raises:
+        FileNotFoundError: this installation came without them.
+    """
+    return sorted(_existing("traces").glob("*.npz"))
 
 
 def load_demo(dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -4,8 +4,25 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+
+def describe_host(*packages: str) -> dict[str, Any]:
+    """CPU, cores, system and the versions of packages that are installed; imports none of them."""
+    facts: dict[str, Any] = {
+        "cpu": cpu_name(),
+        "cores": num_cores(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "load": round(os.getloadavg()[0], 2),
+    }
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            facts[package] = version(package)
+    return facts
 
 
 def describe_machine(model: Any = None) -> dict[str, Any]:
@@ -17,15 +34,11 @@ def describe_machine(model: Any = None) -> dict[str, Any]:
     import transformers
 
     facts: dict[str, Any] = {
-        "cpu": cpu_name(),
-        "cores": num_cores(),
+        **describe_host(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 2),
     }
     if model is not None:
         facts["model"] = f"{type(model).__name__}, {model.num_parameters() / 1e6:.1f} M parameters"

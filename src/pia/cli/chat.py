@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_length(parser, 512)
     options.add_sampling(parser)
     options.add_drafting(parser)
+    options.add_recording(parser)
     parser.add_argument("--save-cache", metavar="FILE", help="save the draft cache here at the end")
     parser.add_argument("--show-drafts", action="store_true", help="mark accepted drafts also in a pipe")
     parser.set_defaults(run=run)

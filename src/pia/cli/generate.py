@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_drafting(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--show-drafts", action="store_true", help="mark accepted drafts also in a pipe")
+    options.add_recording(output)
     output.add_argument("--stats", action="store_true", help="print statistics to standard error")
     output.add_argument("--json", action="store_true", help="print one JSON line: text, token_ids, stats ...")
     parser.set_defaults(run=run)

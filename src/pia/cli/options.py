@@ -58,6 +58,13 @@ def add_budget(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_recording(parser: argparse._ActionsContainer) -> None:
+    """Where finished requests are kept."""
+    parser.add_argument(
+        "--record", metavar="FILE", help="append prompt and answer to FILE.jsonl or FILE.npz, for `pia replay`"
+    )
+
+
 def add_namespace(parser: argparse._ActionsContainer) -> None:
     """The part of a draft cache that is used."""
     parser.add_argument("--namespace", default="", metavar="NAME", help="part of the draft cache to read and write")
@@ -76,7 +83,15 @@ def new_lookahead(args: argparse.Namespace) -> Lookahead:
     """A `Lookahead` for the drafting options."""
     from pia.lookahead import Lookahead
 
-    return Lookahead(load_cache(args), budget=args.budget, max_depth=args.max_depth, namespace=args.namespace)
+    options = {"budget": args.budget, "max_depth": args.max_depth, "namespace": args.namespace}
+    return Lookahead(load_cache(args), recorder=_recorder(args), **options)
+
+
+def _recorder(args: argparse.Namespace) -> Any:
+    from pia.recording import TraceRecorder
+
+    path = getattr(args, "record", None)
+    return None if path is None else TraceRecorder(path)
 
 
 def load_cache(args: argparse.Namespace) -> Any:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 
 from pia.decoding.chooser import TokenChooser
 from pia.decoding.request import Request
 from pia.drafting.shape import ancestors
-from pia.drafting.tree import SOURCE_NAMES, DraftTree
+from pia.drafting.tree import SOURCE_NAMES, DraftTree, TreeWalk
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,26 +33,16 @@ def accept(tree: DraftTree, chooser: TokenChooser, request: Request) -> Accepted
     Returns:
         the walk; at least one token.
     """
-    children = _children(tree)
-    here, node = [-1], -1
+    walk = TreeWalk(tree)
     token_ids: list[int] = []
     sources: list[str | None] = []
     while True:
-        token_id = chooser.choose(here[0] + 1, request)
+        token_id = chooser.choose(walk.node + 1, request)
         request.append(token_id, chooser.scores)
-        here = [child for parent in here for child in children.get((parent, token_id), ())]
+        is_drafted = walk.follow(token_id)
         token_ids.append(token_id)
-        sources.append(SOURCE_NAMES[tree.sources[here[0]]] if here else None)
-        node = here[0] if here else node
-        if request.finish_reason or not here:
+        sources.append(SOURCE_NAMES[tree.sources[walk.node]] if is_drafted else None)
+        if request.finish_reason or not is_drafted:
             break
-    nodes = ancestors(tree.parents.tolist(), node)
+    nodes = ancestors(tree.parents.tolist(), walk.node)
     return Accepted(token_ids, sources, nodes, [0, *(n + 1 for n in nodes[: len(token_ids) - 1])])
-
-
-def _children(tree: DraftTree) -> dict[tuple[int, int], list[int]]:
-    """Nodes by (parent, token)."""
-    children: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for node, key in enumerate(zip(tree.parents.tolist(), tree.token_ids.tolist(), strict=True)):
-        children[key].append(node)
-    return children

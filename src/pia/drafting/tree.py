@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,3 +69,26 @@ class DraftTree:
     def prefix(self, count: int) -> DraftTree:
         """The best tree of at most `count` nodes."""
         return DraftTree(self.token_ids[:count], self.parents[:count], self.probs[:count], self.sources[:count])
+
+
+class TreeWalk:
+    """Follows a text down a tree, token by token. Siblings may carry the same token: all that match are followed.
+
+    Args:
+        tree: any tree; the walk begins at its root, the last accepted token.
+    """
+
+    def __init__(self, tree: DraftTree) -> None:
+        self._children: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for node, key in enumerate(zip(tree.parents.tolist(), tree.token_ids.tolist(), strict=True)):
+            self._children[key].append(node)
+        self._here = [-1]
+        self.node = -1
+        """The node reached, the first of its kind; -1 is the root."""
+
+    def follow(self, token_id: int) -> bool:
+        """Goes on to the children that carry this token; `False` where there are none, and the walk is over."""
+        self._here = [child for parent in self._here for child in self._children.get((parent, token_id), ())]
+        if self._here:
+            self.node = self._here[0]
+        return bool(self._here)

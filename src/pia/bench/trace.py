@@ -1,0 +1,154 @@
+"""Recorded outputs of a model: prompts and answers as token ids, in a compact .npz file or as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pia.drafting.cache import as_token_ids
+from pia.errors import TraceError
+
+TokenArray = npt.NDArray[np.int32]
+
+_PARTS = ("prompt", "output")
+_MEMBERS = tuple(f"{part}_{what}" for part in _PARTS for what in ("tokens", "offsets"))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Prompts and outputs of one model on one task, as token ids.
+
+    Attributes:
+        name: Shown in tables.
+        prompts: One int32 array a request.
+        outputs: Likewise, without end-of-text tokens.
+        meta: Where it comes from.
+    """
+
+    name: str
+    prompts: list[TokenArray]
+    outputs: list[TokenArray]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, tokenizer: Any = None) -> Trace:
+        """Reads a trace: JSON lines if the name ends in .jsonl, .ndjson or .json, else .npz.
+
+        An .npz file holds `prompt_tokens`, `prompt_offsets`, `output_tokens`, `output_offsets` (request i is
+        `prompt_tokens[prompt_offsets[i]:prompt_offsets[i + 1]]`, likewise its output) and `meta`, a JSON object.
+
+        Args:
+            path: The file.
+            tokenizer: Turns JSON lines of text into token ids.
+
+        Raises:
+            TraceError: If the file holds no trace.
+            OSError: If it cannot be read.
+        """
+        from pia.bench.trace_lines import is_lines, read_lines
+
+        if is_lines(path):
+            return cls(Path(path).stem, *read_lines(path, tokenizer))
+        return cls(Path(path).stem, *_read_npz(path))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes an .npz trace, replacing an old file only once the new one is complete.
+
+        Raises:
+            OSError: If the file cannot be written; an old one is left as it was.
+        """
+        arrays: dict[str, Any] = {"meta": json.dumps(dict(self.meta))}
+        for part, sequences in zip(_PARTS, (self.prompts, self.outputs), strict=True):
+            arrays[f"{part}_tokens"] = _narrow(np.concatenate([np.empty(0, np.int32), *sequences]))
+            arrays[f"{part}_offsets"] = np.cumsum([0, *map(len, sequences)], dtype=np.int64)
+        _replace(Path(path), arrays)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __iter__(self) -> Iterator[tuple[TokenArray, TokenArray]]:
+        return zip(self.prompts, self.outputs, strict=True)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Output tokens of all requests."""
+        return sum(map(len, self.outputs))
+
+    def part(self, start: int, stop: int) -> Trace:
+        """Requests `start` to `stop`, exclusive."""
+        return Trace(self.name, self.prompts[start:stop], self.outputs[start:stop], self.meta)
+
+    def with_request(self, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> Trace:
+        """This trace with one request more at its end."""
+        prompt, output = as_token_ids(prompt_ids), as_token_ids(output_ids)
+        return Trace(self.name, [*self.prompts, prompt], [*self.outputs, output], self.meta)
+
+
+def _read_npz(path: str | os.PathLike[str]) -> tuple[list[TokenArray], list[TokenArray], dict[str, Any]]:
+    """Prompts, outputs and `meta` of a file."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            missing = [name for name in _MEMBERS if name not in arrays]
+            if missing:
+                raise TraceError(f"{path} is not a trace: it lacks {', '.join(missing)}")
+            prompts, outputs = (_split(arrays[f"{part}_tokens"], arrays[f"{part}_offsets"]) for part in _PARTS)
+            meta = json.loads(str(arrays["meta"])) if "meta" in arrays else {}
+    except (TraceError, OSError):
+        raise
+    except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise TraceError(
+            f"{path} is damaged, or is no .npz trace ({_short(error)}); record it again, or copy it again"
+        ) from error
+    if len(prompts) != len(outputs):
+        raise TraceError(f"{path} is damaged: it has {len(prompts)} prompts and {len(outputs)} outputs")
+    return prompts, outputs, meta
+
+
+def _replace(target: Path, arrays: Mapping[str, Any]) -> None:
+    target = target.resolve()  # through a symbolic link, to the file it stands for
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            np.savez_compressed(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        if target.exists():
+            shutil.copymode(target, temporary)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _split(tokens: npt.NDArray[Any], offsets: npt.NDArray[Any]) -> list[TokenArray]:
+    """Cuts a row of tokens into requests.
+
+    Raises:
+        ValueError: If the offsets do not rise from 0 to the number of tokens.
+    """
+    if tokens.ndim != 1 or offsets.ndim != 1 or offsets.dtype.kind not in "iu" or len(offsets) == 0:
+        raise ValueError("tokens and offsets must be flat rows of whole numbers")
+    if offsets[0] != 0 or offsets[-1] != len(tokens) or (np.diff(offsets.astype(np.int64)) < 0).any():
+        raise ValueError("offsets do not rise from 0 to the number of tokens")
+    return np.split(as_token_ids(tokens), offsets[1:-1]) if len(offsets) > 1 else []
+
+
+def _narrow(tokens: TokenArray) -> npt.NDArray[Any]:
+    """The same ids in 16 bits where they fit."""
+    return tokens.astype(np.uint16) if len(tokens) == 0 or tokens.max() < 1 << 16 else tokens
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 100 else text[:100].rstrip() + " ..."

@@ -1,0 +1,104 @@
+"""Traces as JSON lines: what `TraceRecorder` writes, or text that a tokenizer turns into token ids."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pia.drafting.cache import as_token_ids
+from pia.errors import TraceError
+
+_SUFFIXES = (".jsonl", ".ndjson", ".json")
+_Requests = tuple[list[npt.NDArray[np.int32]], list[npt.NDArray[np.int32]], dict[str, Any]]
+
+
+def is_lines(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is read as JSON lines."""
+    return str(path).lower().endswith(_SUFFIXES)
+
+
+def read_lines(path: str | os.PathLike[str], tokenizer: Any = None) -> _Requests:
+    """Reads one request a line: `prompt_ids` and `output_ids`, or `prompt` and `output` as text.
+
+    A prompt may also be `messages`, which go through the tokenizer's chat template. A last line that breaks off (the
+    writer was killed) is left out.
+
+    Returns:
+        prompts, outputs, and what the lines say about where they come from.
+
+    Raises:
+        TraceError: a line is not what it should be; the message names the line.
+        OSError: the file cannot be read.
+    """
+    prompts, outputs = [], []
+    origins: dict[str, set[str]] = {"model": set(), "tokenizer": set()}
+    for number, fields in _objects(path):
+        where = f"{path}, line {number}"
+        prompt, output = _request(where, fields, tokenizer)
+        prompts.append(prompt)
+        outputs.append(output)
+        for name, values in origins.items():
+            values |= {str(fields[name])} if fields.get(name) else set()
+    if len(origins["tokenizer"]) > 1:
+        raise TraceError(f"{path} mixes requests of {len(origins['tokenizer'])} tokenizers; keep a file for each")
+    meta = {name: ", ".join(sorted(values)) for name, values in origins.items() if values}
+    return prompts, outputs, meta
+
+
+def _objects(path: str | os.PathLike[str]) -> list[tuple[int, Mapping[str, Any]]]:
+    raw = Path(path).read_bytes()
+    lines = raw.split(b"\n")
+    found: list[tuple[int, Mapping[str, Any]]] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+        except ValueError as error:
+            if number == len(lines) and found:  # no newline at its end: the last record broke off
+                break
+            raise TraceError(f"{path}, line {number}: this is not JSON ({_reason(error)})") from None
+        if not isinstance(fields, dict):
+            raise TraceError(f"{path}, line {number}: a JSON object is needed, not {type(fields).__name__}")
+        found.append((number, fields))
+    return found
+
+
+def _request(
+    where: str, fields: Mapping[str, Any], tokenizer: Any
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    if "prompt_ids" in fields and "output_ids" in fields:
+        return _ids(where, "prompt_ids", fields), _ids(where, "output_ids", fields)
+    prompt = fields.get("messages", fields.get("prompt"))
+    if prompt is None or not isinstance(fields.get("output"), str):
+        raise TraceError(
+            f"{where}: a request is prompt_ids and output_ids, or prompt and output as text; "
+            f"here are only {', '.join(fields) or 'no fields'}"
+        )
+    if tokenizer is None:
+        raise TraceError(f"{where} holds text; name its tokenizer with --tokenizer (Python: Trace.load(tokenizer=...))")
+    from pia.text import encode
+
+    try:
+        prompt_ids: Any = encode(tokenizer, prompt)[0].numpy() if prompt else []
+        output_ids: Any = tokenizer(fields["output"], add_special_tokens=False)["input_ids"]
+    except (TypeError, ValueError, KeyError) as error:
+        raise TraceError(f"{where}: the tokenizer cannot take this request ({_reason(error)})") from error
+    return as_token_ids(prompt_ids), as_token_ids(output_ids)
+
+
+def _ids(where: str, name: str, fields: Mapping[str, Any]) -> npt.NDArray[np.int32]:
+    try:
+        return as_token_ids(fields[name])
+    except (TypeError, ValueError) as error:
+        raise TraceError(f"{where}: {name} is not a list of token ids ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
