@@ -87,7 +87,7 @@ class DraftCache:
         Raises:
             ValueError: If a token id lies outside the vocabulary.
         """
-        self._core.learn(as_token_ids(token_ids), list(stop_ids), namespace)
+        self._core.learn(as_token_ids(token_ids), list(stop_ids), namespace, "")
 
     def clear(self, namespace: str | None = None) -> None:
         """Forgets everything a namespace has learned; without one, everything."""
@@ -131,7 +131,7 @@ class DraftCache:
 
     def export_sequences(self, namespace: str = "") -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """The learned sequences, oldest first: all tokens in a row, int32 [n], and each one's length, int32 [m]."""
-        tokens, lengths = self._core.sequences(namespace)
+        tokens, lengths, *_ = self._core.sequences(namespace)
         return np.frombuffer(tokens, np.int32), np.frombuffer(lengths, np.int32)
 
     def import_sequences(
@@ -142,7 +142,7 @@ class DraftCache:
         Raises:
             ValueError: If ids lie outside the vocabulary or the lengths do not add up to the tokens.
         """
-        self._core.learn_many(as_token_ids(tokens), as_token_ids(lengths), namespace)
+        self._core.learn_many(as_token_ids(tokens), as_token_ids(lengths), as_token_ids(()), [], namespace)
 
     # --- What it belongs to ------------------------------------------------------------------------------------------
 
