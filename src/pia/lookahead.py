@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
@@ -28,6 +29,7 @@ from pia.models.capability import Capability, Mode
 from pia.models.kv import SlabCache
 from pia.models.profile import capability_of, curve_of
 from pia.models.runner import Runner, SlabRunner, StockRunner
+from pia.prediction import NO_PREDICTION, Prediction, prediction_ids
 from pia.recording import TraceRecorder, model_name, record_rows, recorded
 from pia.seed_options import from_decoding_kwargs
 
@@ -88,16 +90,25 @@ class Lookahead:
         stopping_criteria: Any,
         generation_config: Any,
         decoding_kwargs: dict[str, Any] | None = None,
+        predicted_output_ids: Prediction | None = None,
         **model_kwargs: Any,
     ) -> Any:
-        """Decodes one prepared call of `generate`; Transformers calls this."""
+        """Decodes one prepared call of `generate`; Transformers calls this.
+
+        `predicted_output_ids`, `[n]` or `[1, n]`, is what the caller expects the output to be, more or less.
+        """
         config = from_decoding_kwargs(self.config, decoding_kwargs)
         streamer = caller_argument("streamer")
         call = GenerateCall(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs)
         if config is None or call.num_rows > 1:
             reason = "use_lookahead is off" if config is None else f"a batch of {call.num_rows} rows"
+            if config is not None and predicted_output_ids is not None:
+                reason += ", whose predicted output goes unused"
             return self._sample_plainly(call, streamer, reason)
-        decoding = self.start(call, config)
+        predicted = prediction_ids(
+            predicted_output_ids, name="predicted_output_ids", vocab_size=vocab_size(call.model)
+        )
+        decoding = self.start(call, config, predicted_ids=predicted)
         with closing(decoding.steps) as steps:
             for step in steps:
                 for token_id in step.token_ids if streamer is not None else ():
@@ -106,8 +117,19 @@ class Lookahead:
             streamer.end()
         return _output(call, decoding)
 
-    def start(self, call: GenerateCall, config: LookaheadConfig | None = None) -> Decoding:
+    def start(
+        self,
+        call: GenerateCall,
+        config: LookaheadConfig | None = None,
+        *,
+        predicted_ids: npt.NDArray[np.int32] = NO_PREDICTION,
+    ) -> Decoding:
         """Opens a request for a prepared call. Its prompt is fed when the first step is asked for.
+
+        Args:
+            call: what to decode.
+            config: options of this call; those of the object by default.
+            predicted_ids: token ids that the output is expected to be, `[n]`.
 
         Raises:
             UnsupportedOptionError: the call has more than one row.
@@ -122,7 +144,10 @@ class Lookahead:
         runner = _new_runner(call, capability, config)
         request = call.new_request(strip_padding=runner.can_draft)
         chooser = call.new_chooser()
-        drafter = self._new_drafter(call, request, capability, self._new_policy(call.model, curve, config), config)
+        policy = self._new_policy(call.model, curve, config)
+        if len(predicted_ids):
+            policy.expect_much()
+        drafter = self._new_drafter(call, request, capability, policy, config, predicted_ids)
         stats = self.last_stats = Stats(mode=capability.mode.label, reason=_reason(capability, curve, config))
         steps = _counted(decode_steps(runner, request, chooser, drafter), stats)
         return Decoding(request, chooser, runner, stats, recorded(steps, request, self.recorder, **self._facts(call)))
@@ -186,10 +211,11 @@ class Lookahead:
         capability: Capability,
         policy: BudgetPolicy,
         config: LookaheadConfig,
+        predicted_ids: npt.NDArray[np.int32],
     ) -> Drafter:
         can_draft = capability.can_verify_chains and config.budget != 0
         return Drafter(
-            self._begin(call, request, config) if can_draft else NoDrafts(),
+            self._begin(call, request, config, predicted_ids) if can_draft else NoDrafts(),
             policy,
             max_depth=config.max_depth,
             shape=config.shape if capability.can_verify_trees else "chain",
@@ -197,7 +223,9 @@ class Lookahead:
             vocab_size=vocab_size(call.model),
         )
 
-    def _begin(self, call: GenerateCall, request: Request, config: LookaheadConfig) -> DraftSession:
+    def _begin(
+        self, call: GenerateCall, request: Request, config: LookaheadConfig, predicted_ids: npt.NDArray[np.int32]
+    ) -> DraftSession:
         known, size = self.cache.vocab_size, vocab_size(call.model)
         if known is not None and known > size:
             raise CacheMismatchError(
@@ -210,7 +238,14 @@ class Lookahead:
                 f"PIA does not draft: the prompt holds token id {prompt.max()}, the draft cache knows {known}"
             )
             return NoDrafts()
-        return self.cache.begin(prompt, stop_ids=request.stopping.eos_ids, namespace=config.namespace)
+        if known is not None and len(predicted_ids) and known <= int(predicted_ids.max()):
+            self._warn_once(
+                f"PIA leaves the predicted output unused: it holds token id {predicted_ids.max()}, "
+                f"the draft cache knows {known}"
+            )
+            predicted_ids = NO_PREDICTION
+        extra: dict[str, Any] = {"predicted_ids": predicted_ids} if len(predicted_ids) else {}
+        return self.cache.begin(prompt, stop_ids=request.stopping.eos_ids, namespace=config.namespace, **extra)
 
     def _sample_plainly(self, call: GenerateCall, streamer: Any, reason: str) -> Any:
         """Leaves the call to Transformers' own loop."""

@@ -108,6 +108,10 @@ class BudgetPolicy:
         self._num_wanted = 0.0
         self._num_held = 0
 
+    def expect_much(self) -> None:
+        """Lets the first steps ask for whole trees: the caller has said what to expect, so drafts may be long."""
+        self._num_wanted = float(self.max_nodes)
+
     @property
     def limit(self) -> int:
         """How many nodes to ask the source for at this step: 0 while drafts do not pay, but for a try now and then.

@@ -33,7 +33,10 @@ class DraftSource(Protocol):
     """Something that drafts, shared by all requests and threads."""
 
     def begin(self, prompt_ids: np.ndarray, *, stop_ids: Set[int] = frozenset(), namespace: str = "") -> DraftSession:
-        """Opens a session for a request. `stop_ids` end a learned sequence; namespaces know nothing of each other."""
+        """Opens a session for a request. `stop_ids` end a learned sequence; namespaces know nothing of each other.
+
+        A source may also take `predicted_ids`, what the caller expects the output to be; it is handed on only if given.
+        """
         ...
 
 
