@@ -130,7 +130,9 @@ CellId MixingModel::count_step(std::uint32_t count) {
   return count < kTabled ? kCountBuckets[count] : static_cast<CellId>(kCountSteps.size() - 1);
 }
 
-CellId MixingModel::prediction_cells(Trust trust) { return static_cast<CellId>(kNumCountCells + 2 * std::size_t{trust}); }
+CellId MixingModel::prediction_cells(Trust trust) {
+  return static_cast<CellId>(kNumCountCells + 2 * std::size_t{trust});
+}
 
 Inputs MixingModel::Weights::at(const Reach& reach) const {
   Inputs weights;

@@ -25,7 +25,8 @@ Trust on_track(std::uint32_t streak) {  // one by one to eight, then in steps of
 }
 
 Trust by_size(Trust kind, std::uint32_t size, std::uint32_t num_steps) {
-  return static_cast<Trust>(kind + std::min<std::uint32_t>(static_cast<std::uint32_t>(std::bit_width(size)), num_steps) - 1);
+  const auto step = std::min(static_cast<std::uint32_t>(std::bit_width(size)), num_steps) - 1;
+  return static_cast<Trust>(kind + step);
 }
 
 void add(PredictedOutput::State& state, std::uint32_t next, Trust trust) {

@@ -35,6 +35,8 @@ from pia.seed_options import from_decoding_kwargs
 
 logger = logging.getLogger("pia")
 
+_UNUSED = "the predicted output goes unused"
+
 
 @dataclass
 class LookaheadOutput(GenerateDecoderOnlyOutput):  # type: ignore[misc]
@@ -103,11 +105,9 @@ class Lookahead:
         if config is None or call.num_rows > 1:
             reason = "use_lookahead is off" if config is None else f"a batch of {call.num_rows} rows"
             if config is not None and predicted_output_ids is not None:
-                reason += ", whose predicted output goes unused"
+                reason += f"; {_UNUSED}"
             return self._sample_plainly(call, streamer, reason)
-        predicted = prediction_ids(
-            predicted_output_ids, name="predicted_output_ids", vocab_size=vocab_size(call.model)
-        )
+        predicted = prediction_ids(predicted_output_ids, name="predicted_output_ids", vocab_size=vocab_size(call.model))
         decoding = self.start(call, config, predicted_ids=predicted)
         with closing(decoding.steps) as steps:
             for step in steps:
@@ -148,7 +148,10 @@ class Lookahead:
         if len(predicted_ids):
             policy.expect_much()
         drafter = self._new_drafter(call, request, capability, policy, config, predicted_ids)
-        stats = self.last_stats = Stats(mode=capability.mode.label, reason=_reason(capability, curve, config))
+        reason = _reason(capability, curve, config)
+        if len(predicted_ids) and not capability.can_verify_chains:
+            reason += f"; {_UNUSED}"
+        stats = self.last_stats = Stats(mode=capability.mode.label, reason=reason)
         steps = _counted(decode_steps(runner, request, chooser, drafter), stats)
         return Decoding(request, chooser, runner, stats, recorded(steps, request, self.recorder, **self._facts(call)))
 

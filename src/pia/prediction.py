@@ -39,7 +39,9 @@ def prediction_ids(
         return NO_PREDICTION
     if isinstance(given, str):
         if tokenizer is None:
-            raise PredictionError(f"{name} is text, which needs a tokenizer here; give its token ids, or use pia.generate")
+            raise PredictionError(
+                f"{name} is text, which needs a tokenizer here; give its token ids, or use pia.generate"
+            )
         given = tokenizer(given, add_special_tokens=False, verbose=False)["input_ids"]
     ids = _flat(given, name)
     if len(ids) and (ids.min() < 0 or ids.max() >= vocab_size):
