@@ -8,7 +8,7 @@ import torch
 
 import pia
 from edits import blocks, moved, replay_edl, scattered, source_file
-from pia.drafting.budget import BudgetPolicy, CostCurve
+from pia.drafting.budget import BudgetPolicy, Calibrator, CostCurve
 from pia.errors import PredictionError
 from pia.prediction import prediction_ids
 from toys import VOCAB, prompts, tiny_model
@@ -89,6 +89,16 @@ def test_a_prediction_may_have_the_whole_tree_at_once():
     for _ in range(12):
         policy.choose(np.empty(0, np.float32))
     assert policy.limit < 64
+
+
+def test_earlier_requests_whose_drafts_did_not_pay_do_not_hold_a_prediction_back():
+    calibrator = Calibrator()
+    calibrator.payoff = -1.0
+    sure = np.full(8, 0.99, np.float32)
+    usual, told = (BudgetPolicy(CostCurve([1], [1.0]), max_nodes=8, calibrator=calibrator) for _ in range(2))
+    told.expect_much()
+    assert usual.choose(sure) == 0
+    assert told.choose(sure) == 8
 
 
 def test_the_automatic_budget_takes_long_drafts(llama):

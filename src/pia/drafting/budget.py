@@ -109,8 +109,12 @@ class BudgetPolicy:
         self._num_held = 0
 
     def expect_much(self) -> None:
-        """Lets the first steps ask for whole trees: the caller has said what to expect, so drafts may be long."""
+        """Lets the first steps ask for whole trees and verify the first one that promises to pay.
+
+        The caller has said what to expect, so this request's drafts may be long, whatever earlier ones were worth.
+        """
         self._num_wanted = float(self.max_nodes)
+        self._num_held = self._VERIFY_EVERY - 1
 
     @property
     def limit(self) -> int:
