@@ -41,8 +41,8 @@ def test_a_file_with_a_twentieth_of_its_tokens_edited(text, seed):
 def test_blocks_of_a_file_edited(text, edit):
     for seed in range(3):
         output = edit(text, 5, 20, seed)
-        assert replay_edl(output, text, budget=16) > 11
-        assert replay_edl(output, text, budget=64) > 20
+        assert replay_edl(output, text, budget=16) > 9
+        assert replay_edl(output, text, budget=64) > 15
 
 
 def test_a_deletion_beyond_the_followers_reach(text):

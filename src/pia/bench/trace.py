@@ -49,7 +49,8 @@ class Trace:
         """Reads a trace: JSON lines if the name ends in .jsonl, .ndjson or .json, else .npz.
 
         An .npz file holds `prompt_tokens`, `prompt_offsets`, `output_tokens`, `output_offsets` (request i is
-        `prompt_tokens[prompt_offsets[i]:prompt_offsets[i + 1]]`, likewise its output) and `meta`, a JSON object; perhaps `predicted_tokens` and `predicted_offsets`.
+        `prompt_tokens[prompt_offsets[i]:prompt_offsets[i + 1]]`, likewise its output) and `meta`, a JSON object;
+        perhaps also `predicted_tokens` and `predicted_offsets`.
 
         Args:
             path: The file.
