@@ -28,7 +28,7 @@ std::span<const DraftNode> DraftBuilder::build(Tokens text, const PredictedOutpu
     expand(text, sources, -1);
   }
   while (!frontier_.empty()) {
-    add_node(text, sources);
+    nodes_.push_back(pop());
     if (num_wanted_ > 0 && nodes_.back().depth < max_depth) {
       expand(text, sources, static_cast<std::int32_t>(nodes_.size()) - 1);
     }
@@ -37,13 +37,15 @@ std::span<const DraftNode> DraftBuilder::build(Tokens text, const PredictedOutpu
   return nodes_;
 }
 
-void DraftBuilder::add_node(Tokens text, const DraftSources& sources) {
-  nodes_.push_back(pop());
-  if (sources.predicted.is_empty()) return;
-  const DraftNode& node = nodes_.back();
+// Where the output would stand in the prediction behind a node; known already behind its parent.
+const PredictedOutput::State& DraftBuilder::state_behind(Tokens text, const DraftSources& sources, std::int32_t at) {
+  if (at < 0 || sources.predicted.is_empty()) return states_.front();
+  const DraftNode& node = nodes_[static_cast<std::size_t>(at)];
   const TokenId last = text.empty() ? node.token : text.back();
   const TokenId before = node.parent < 0 ? last : nodes_[static_cast<std::size_t>(node.parent)].token;
-  states_.push_back(sources.predicted.advance(states_[static_cast<std::size_t>(node.parent + 1)], before, node.token));
+  states_.resize(nodes_.size() + 1);
+  const PredictedOutput::State& parent = states_[static_cast<std::size_t>(node.parent + 1)];
+  return states_[static_cast<std::size_t>(at + 1)] = sources.predicted.advance(parent, before, node.token);
 }
 
 void DraftBuilder::expand(Tokens text, const DraftSources& sources, std::int32_t parent) {
@@ -51,7 +53,7 @@ void DraftBuilder::expand(Tokens text, const DraftSources& sources, std::int32_t
   const float cutoff = frontier_.size() < num_wanted_ ? kMinPathProb : frontier_.front().prob;
   if (prob * kExpectedChild < cutoff) return;
   const std::uint32_t depth = parent < 0 ? 1 : nodes_[static_cast<std::size_t>(parent)].depth + 1;
-  const auto& state = states_[sources.predicted.is_empty() ? 0 : static_cast<std::size_t>(parent + 1)];
+  const PredictedOutput::State& state = state_behind(text, sources, parent);
   for (const Candidate& next : model_.predict(recent_tokens(text, parent), state, sources, cutoff / prob)) {
     push({next.token, parent, prob * next.prob, depth, next.source});
   }

@@ -37,7 +37,7 @@ class DraftBuilder {
   };
 
   void expand(Tokens text, const DraftSources& sources, std::int32_t parent);
-  void add_node(Tokens text, const DraftSources& sources);
+  const PredictedOutput::State& state_behind(Tokens text, const DraftSources& sources, std::int32_t at);
   void calibrate();
   void learn_paths(Tokens truth);
   Tokens recent_tokens(Tokens text, std::int32_t node);
@@ -46,7 +46,7 @@ class DraftBuilder {
 
   NextTokenModel model_;
   std::vector<DraftNode> nodes_;
-  std::vector<PredictedOutput::State> states_;  // behind the root and behind each node
+  std::vector<PredictedOutput::State> states_;  // behind the root and behind each node that was looked behind
   std::vector<float> path_probs_;               // of the nodes, before calibration
   // The frontier: the best nodes not yet in the tree, best last, never more of them than the tree still has room for.
   std::vector<Pending> frontier_;

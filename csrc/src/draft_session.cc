@@ -38,7 +38,7 @@ struct DraftSession::Own {
   // Books the text's memory; requests are not bounded, so the meter never refuses.
   void book_text() {
     meter.release(num_text_bytes);
-    num_text_bytes = text.capacity() * sizeof(TokenId);
+    num_text_bytes = (text.capacity() + predicted.text().size()) * sizeof(TokenId);
     meter.try_charge(num_text_bytes);
   }
 

@@ -1,7 +1,6 @@
 #include "mixing_model.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 
 namespace pia {
@@ -33,10 +32,8 @@ constexpr std::array<std::uint32_t, 10> kCountSteps = {0, 1, 2, 3, 4, 6, 10, 17,
 constexpr std::array<std::uint32_t, 11> kTotalSteps = {1, 2, 3, 4, 6, 10, 17, 33, 80, 200, 1000};
 constexpr std::size_t kNumSpreads = 4;
 constexpr std::size_t kCellsPerShape = kCountSteps.size() * kTotalSteps.size() * kNumSpreads;
-constexpr std::size_t kNumStreaks = 16;
-constexpr std::size_t kNumHypotheses = kNumGroups - 1;
 constexpr std::size_t kNumCountCells = kNumGroups * kNumShapes * kCellsPerShape;
-constexpr std::size_t kNumCells = kNumCountCells + kNumHypotheses * kNumStreaks * 2;
+constexpr std::size_t kNumCells = kNumCountCells + kNumTrusts * 2;
 
 constexpr std::uint32_t kTabled = 256;
 
@@ -86,13 +83,6 @@ float first_guess(const ContextShape& shape, bool is_certain, std::size_t count_
   return std::min((count - discount) / (total + 0.6f), 0.97f);
 }
 
-// The main hypothesis is sure of itself after a few right tokens; the other one is a possibility.
-float first_guess_of_prediction(std::size_t hypothesis, std::size_t streak) {
-  if (hypothesis > 0) return 0.3f;
-  const auto length = static_cast<float>(streak);
-  return 1.0f - 0.4f / (1.0f + length * length);
-}
-
 void add(std::atomic<float>& to, float value) {
   to.store(to.load(std::memory_order_relaxed) + value, std::memory_order_relaxed);
 }
@@ -128,8 +118,8 @@ MixingModel::MixingModel() : cells_(kNumCells), log_odds_(kNumCells) {
     const bool is_certain = cell / kCountSteps.size() % kNumSpreads == 0;
     set(cell, first_guess(shape, is_certain, cell % kCountSteps.size(), total_step));
   }
-  for (std::size_t i = 0; i < kNumHypotheses * kNumStreaks; ++i) {
-    const float right = first_guess_of_prediction(i / kNumStreaks, i % kNumStreaks);
+  for (std::size_t i = 0; i < kNumTrusts; ++i) {
+    const float right = first_guess_of(static_cast<Trust>(i));
     set(kNumCountCells + 2 * i, (1.0f - right) / 8.0f);
     set(kNumCountCells + 2 * i + 1, right);
   }
@@ -153,11 +143,8 @@ CellId MixingModel::count_step(std::uint32_t count) {
   return count < kTabled ? kCountBuckets[count] : static_cast<CellId>(kCountSteps.size() - 1);
 }
 
-CellId MixingModel::prediction_cells(std::size_t hypothesis, std::uint32_t streak) {
-  // One by one to eight, then in steps of a factor of two.
-  const std::uint32_t step = streak < 8 ? streak : static_cast<std::uint32_t>(std::bit_width(streak)) + 4;
-  const std::size_t row = hypothesis * kNumStreaks + std::min<std::size_t>(step, kNumStreaks - 1);
-  return static_cast<CellId>(kNumCountCells + 2 * row);
+CellId MixingModel::prediction_cells(Trust trust) {
+  return static_cast<CellId>(kNumCountCells + 2 * std::size_t{trust});
 }
 
 Inputs MixingModel::Weights::at(const Reach& reach) const {

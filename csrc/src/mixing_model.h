@@ -15,6 +15,7 @@
 #include <atomic>
 #include <vector>
 
+#include "predicted_output.h"
 #include "types.h"
 
 namespace pia {
@@ -54,9 +55,8 @@ class MixingModel {
   // `count_step` of a token's count is added.
   static CellId cells_of(std::size_t group, std::size_t shape, std::uint32_t total, std::uint32_t num_distinct);
   static CellId count_step(std::uint32_t count);
-  // The cells of a predicted output, by how many tokens in a row it has been right: one for all tokens but the
-  // predicted, and behind it one for that.
-  static CellId prediction_cells(std::size_t hypothesis, std::uint32_t streak);
+  // The cells of a hypothesis on a predicted output: one for all tokens but the predicted, and behind it one for that.
+  static CellId prediction_cells(Trust trust);
 
   float log_odds(CellId cell) const { return log_odds_[cell].load(std::memory_order_relaxed); }
   void copy_weights(Weights& weights) const;

@@ -171,22 +171,25 @@ void NextTokenModel::gather_corpora(const Corpora& corpora, const ContextHashes&
   });
 }
 
-// A hypothesis is a context with one continuation, and its cells are by streak instead of by count.
+// A hypothesis is a context with one continuation, and its cells are by trust instead of by count. The first one has an
+// input of its own, the others share one.
 void NextTokenModel::gather_predicted(const PredictedOutput& predicted, const PredictedOutput::State& state) {
-  for (std::size_t i = 0; i < PredictedOutput::kNumHypotheses; ++i) {
-    const TokenId* expected = predicted.expected(state, i);
+  if (predicted.is_empty()) return;
+  for (std::size_t i = 0; i < state.num; ++i) {
+    const TokenId* expected = predicted.expected(state.hypotheses[i]);
     if (!expected) continue;
     const std::uint32_t at = row_of(*expected);
+    if (rows_[at].source == Source::kPredicted) continue;  // an earlier one expects the same
     scores_[at] += kPredictedScore;
     rows_[at].source = Source::kPredicted;
     rows_[at].best_share = kPredictedScore;
     Context& context = contexts_[num_contexts_++];
-    context.input = static_cast<std::uint8_t>((i + 1) * kGroupSize + kNumShapes);
-    context.cells = MixingModel::prediction_cells(i, state.streak);
+    context.input = static_cast<std::uint8_t>((i == 0 ? 1 : 2) * kGroupSize + kNumShapes);
+    context.cells = MixingModel::prediction_cells(state.hypotheses[i].trust);
     context.num_edges = 1;
     context.rows[0] = static_cast<std::uint8_t>(at);
     context.count_steps[0] = 1;
-    has_third_group_ |= i == 1;
+    has_third_group_ |= i > 0;
   }
 }
 

@@ -59,6 +59,7 @@ def _generate(model: Any, original: Any, lookahead: Lookahead, *args: Any, **kwa
     decoding_kwargs = kwargs.get("decoding_kwargs")
     if decoding_kwargs is not None and not decoding_kwargs.get("use_lookahead", True):
         del kwargs["decoding_kwargs"]
+        kwargs.pop("predicted_output_ids", None)  # only drafts have a use for it
         return original(*args, **kwargs)
     kwargs.update(zip(_POSITIONAL, args, strict=False))
     return original(custom_generate=lookahead, **with_stop_criterion(model, kwargs))

@@ -22,7 +22,7 @@ class LookaheadConfig:
     max_budget: int = 64
     """The most nodes "auto" may choose."""
 
-    max_depth: int = 32
+    max_depth: int = 64
     """Most tokens a draft runs ahead."""
 
     shape: Shape = "tree"

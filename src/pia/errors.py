@@ -11,6 +11,10 @@ class PromptError(PiaError):
     """The prompt cannot be generated from: empty, too long, or foreign to the model."""
 
 
+class PredictionError(PiaError):
+    """A predicted output cannot be used: it is no text and no token ids, or foreign to the model."""
+
+
 class UnsupportedOptionError(PiaError):
     """An option does not exist, is out of range, or cannot be honoured."""
 

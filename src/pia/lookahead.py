@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
@@ -28,10 +29,13 @@ from pia.models.capability import Capability, Mode
 from pia.models.kv import SlabCache
 from pia.models.profile import capability_of, curve_of
 from pia.models.runner import Runner, SlabRunner, StockRunner
+from pia.prediction import NO_PREDICTION, Prediction, prediction_ids
 from pia.recording import TraceRecorder, model_name, record_rows, recorded
 from pia.seed_options import from_decoding_kwargs
 
 logger = logging.getLogger("pia")
+
+_UNUSED = "the predicted output goes unused"
 
 
 @dataclass
@@ -92,16 +96,23 @@ class Lookahead:
         stopping_criteria: Any,
         generation_config: Any,
         decoding_kwargs: dict[str, Any] | None = None,
+        predicted_output_ids: Prediction | None = None,
         **model_kwargs: Any,
     ) -> Any:
-        """Decodes one prepared call of `generate`; Transformers calls this."""
+        """Decodes one prepared call of `generate`; Transformers calls this.
+
+        `predicted_output_ids`, `[n]` or `[1, n]`, is what the caller expects the output to be, more or less.
+        """
         config = from_decoding_kwargs(self.config, decoding_kwargs)
         streamer = caller_argument("streamer")
         call = GenerateCall(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs)
         if config is None or call.num_rows > 1:
             reason = "use_lookahead is off" if config is None else f"a batch of {call.num_rows} rows"
+            if config is not None and predicted_output_ids is not None:
+                reason += f"; {_UNUSED}"
             return self._sample_plainly(call, streamer, reason)
-        decoding = self.start(call, config)
+        predicted = prediction_ids(predicted_output_ids, name="predicted_output_ids", vocab_size=vocab_size(call.model))
+        decoding = self.start(call, config, predicted_ids=predicted)
         with closing(decoding.steps) as steps:
             for step in steps:
                 for token_id in step.token_ids if streamer is not None else ():
@@ -110,8 +121,19 @@ class Lookahead:
             streamer.end()
         return _output(call, decoding)
 
-    def start(self, call: GenerateCall, config: LookaheadConfig | None = None) -> Decoding:
+    def start(
+        self,
+        call: GenerateCall,
+        config: LookaheadConfig | None = None,
+        *,
+        predicted_ids: npt.NDArray[np.int32] = NO_PREDICTION,
+    ) -> Decoding:
         """Opens a request for a prepared call. Its prompt is fed when the first step is asked for.
+
+        Args:
+            call: what to decode.
+            config: options of this call; those of the object by default.
+            predicted_ids: token ids that the output is expected to be, `[n]`.
 
         Raises:
             UnsupportedOptionError: the call has more than one row.
@@ -126,8 +148,14 @@ class Lookahead:
         runner = _new_runner(call, capability, config)
         request = call.new_request(strip_padding=runner.can_draft)
         chooser = call.new_chooser()
-        drafter = self._new_drafter(call, request, capability, self._new_policy(call.model, curve, config), config)
-        stats = self.last_stats = Stats(mode=capability.mode.label, reason=_reason(capability, curve, config))
+        policy = self._new_policy(call.model, curve, config)
+        if len(predicted_ids):
+            policy.expect_much()
+        drafter = self._new_drafter(call, request, capability, policy, config, predicted_ids)
+        reason = _reason(capability, curve, config)
+        if len(predicted_ids) and not capability.can_verify_chains:
+            reason += f"; {_UNUSED}"
+        stats = self.last_stats = Stats(mode=capability.mode.label, reason=reason)
         steps = _counted(decode_steps(runner, request, chooser, drafter), stats)
         return Decoding(request, chooser, runner, stats, recorded(steps, request, self.recorder, **self._facts(call)))
 
@@ -190,10 +218,11 @@ class Lookahead:
         capability: Capability,
         policy: BudgetPolicy,
         config: LookaheadConfig,
+        predicted_ids: npt.NDArray[np.int32],
     ) -> Drafter:
         can_draft = capability.can_verify_chains and config.budget != 0
         return Drafter(
-            self._begin(call, request, config) if can_draft else NoDrafts(),
+            self._begin(call, request, config, predicted_ids) if can_draft else NoDrafts(),
             policy,
             max_depth=config.max_depth,
             shape=config.shape if capability.can_verify_trees else "chain",
@@ -201,7 +230,9 @@ class Lookahead:
             vocab_size=vocab_size(call.model),
         )
 
-    def _begin(self, call: GenerateCall, request: Request, config: LookaheadConfig) -> DraftSession:
+    def _begin(
+        self, call: GenerateCall, request: Request, config: LookaheadConfig, predicted_ids: npt.NDArray[np.int32]
+    ) -> DraftSession:
         known, size = self.cache.vocab_size, vocab_size(call.model)
         if known is not None and known > size:
             raise CacheMismatchError(
@@ -214,8 +245,19 @@ class Lookahead:
                 f"PIA does not draft: the prompt holds token id {prompt.max()}, the draft cache knows {known}"
             )
             return NoDrafts()
+        if known is not None and len(predicted_ids) and known <= int(predicted_ids.max()):
+            self._warn_once(
+                f"PIA leaves the predicted output unused: it holds token id {predicted_ids.max()}, "
+                f"the draft cache knows {known}"
+            )
+            predicted_ids = NO_PREDICTION
+        extra: dict[str, Any] = {"predicted_ids": predicted_ids} if len(predicted_ids) else {}
         return self.cache.begin(
-            prompt, stop_ids=request.stopping.eos_ids, namespace=config.namespace, corpora=config.corpora
+            prompt,
+            stop_ids=request.stopping.eos_ids,
+            namespace=config.namespace,
+            corpora=config.corpora,
+            **extra,
         )
 
     def _sample_plainly(self, call: GenerateCall, streamer: Any, reason: str) -> Any:

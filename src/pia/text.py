@@ -7,12 +7,15 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from pia.decoding.stats import Stats, Step
 from pia.errors import PromptError
-from pia.generate_call import prepare
+from pia.generate_call import prepare, vocab_size
 from pia.lookahead import Decoding, Lookahead, context_length
+from pia.prediction import NO_PREDICTION, Prediction, prediction_ids
 
 _DEFAULT_MAX_NEW_TOKENS = 256
 
@@ -62,7 +65,12 @@ class Result:
 
 
 def decode(
-    model: Any, input_ids: torch.Tensor | Sequence[int], *, lookahead: Lookahead | None = None, **generate_kwargs: Any
+    model: Any,
+    input_ids: torch.Tensor | Sequence[int],
+    *,
+    lookahead: Lookahead | None = None,
+    predicted_output: Prediction | None = None,
+    **generate_kwargs: Any,
 ) -> Generator[Step, None, None]:
     """Generates token step by token step.
 
@@ -70,6 +78,7 @@ def decode(
         model: a causal language model of Transformers.
         input_ids: prompt, `[1, length]` or `[length]`.
         lookahead: drafts and options; a new one by default. `Lookahead(budget=0)` decodes plainly.
+        predicted_output: token ids that the output is expected to be, more or less, `[n]`; see `generate`.
         **generate_kwargs: whatever `model.generate` takes.
 
     Yields:
@@ -77,21 +86,35 @@ def decode(
 
     Raises:
         PromptError: the prompt is empty or holds ids the model does not have.
+        PredictionError: the predicted output is not token ids of the model.
         UnsupportedOptionError: an option that cannot be honoured.
     """
-    return _start(model, _as_ids(input_ids), lookahead, generate_kwargs).steps
+    predicted = _predicted(model, predicted_output)
+    return _start(model, _as_ids(input_ids), lookahead, predicted, generate_kwargs).steps
 
 
 def stream(
-    model: Any, tokenizer: Any, prompt: Prompt, *, lookahead: Lookahead | None = None, **generate_kwargs: Any
+    model: Any,
+    tokenizer: Any,
+    prompt: Prompt,
+    *,
+    lookahead: Lookahead | None = None,
+    predicted_output: Prediction | None = None,
+    **generate_kwargs: Any,
 ) -> Generator[TextStep, None, None]:
     """Generates text step by text step; arguments and errors as for `generate`."""
-    decoding = _start_text(model, tokenizer, prompt, lookahead, generate_kwargs)
+    decoding = _start_text(model, tokenizer, prompt, lookahead, predicted_output, generate_kwargs)
     return _texts(tokenizer, decoding)
 
 
 def generate(
-    model: Any, tokenizer: Any, prompt: Prompt, *, lookahead: Lookahead | None = None, **generate_kwargs: Any
+    model: Any,
+    tokenizer: Any,
+    prompt: Prompt,
+    *,
+    lookahead: Lookahead | None = None,
+    predicted_output: Prediction | None = None,
+    **generate_kwargs: Any,
 ) -> Result:
     """Generates a whole answer.
 
@@ -100,15 +123,19 @@ def generate(
         tokenizer: its tokenizer.
         prompt: text, chat messages, or token ids.
         lookahead: drafts and options; a new one by default.
+        predicted_output: what the answer is expected to be, more or less, as text or token ids: the file to be edited,
+            a template, the previous answer. Drafts follow it and find their way back where the answer departs from it;
+            the output is the same with it and without.
         **generate_kwargs: whatever `model.generate` takes; without a length or a `generation_config`, at most 256
         new tokens within the model's context.
 
     Raises:
         PromptError: the prompt is empty, foreign to the model, or fills its context.
+        PredictionError: the predicted output is neither text nor token ids of the model.
         CacheMismatchError: the draft cache belongs to another tokenizer.
         UnsupportedOptionError: an option that cannot be honoured.
     """
-    decoding = _start_text(model, tokenizer, prompt, lookahead, generate_kwargs)
+    decoding = _start_text(model, tokenizer, prompt, lookahead, predicted_output, generate_kwargs)
     with closing(decoding.steps) as steps:
         for _ in steps:
             pass
@@ -172,7 +199,12 @@ def _texts(tokenizer: Any, decoding: Decoding) -> Generator[TextStep, None, None
 
 
 def _start_text(
-    model: Any, tokenizer: Any, prompt: Prompt, lookahead: Lookahead | None, generate_kwargs: dict[str, Any]
+    model: Any,
+    tokenizer: Any,
+    prompt: Prompt,
+    lookahead: Lookahead | None,
+    predicted_output: Prediction | None,
+    generate_kwargs: dict[str, Any],
 ) -> Decoding:
     input_ids = encode(tokenizer, prompt)
     lookahead = lookahead or Lookahead()
@@ -183,15 +215,25 @@ def _start_text(
         raise PromptError(f"the prompt has {length} tokens and the model's context ends at {limit}; shorten the prompt")
     if not kwargs.keys() & {"max_new_tokens", "max_length", "generation_config"}:
         kwargs["max_new_tokens"] = min(_DEFAULT_MAX_NEW_TOKENS, limit - length) if limit else _DEFAULT_MAX_NEW_TOKENS
-    return _start(model, input_ids, lookahead, kwargs)
+    return _start(model, input_ids, lookahead, _predicted(model, predicted_output, tokenizer), kwargs)
 
 
 def _start(
-    model: Any, input_ids: torch.Tensor, lookahead: Lookahead | None, generate_kwargs: dict[str, Any]
+    model: Any,
+    input_ids: torch.Tensor,
+    lookahead: Lookahead | None,
+    predicted_ids: npt.NDArray[np.int32],
+    generate_kwargs: dict[str, Any],
 ) -> Decoding:
     input_ids = input_ids.to(model.device)
     kwargs = {"attention_mask": torch.ones_like(input_ids), **generate_kwargs}
-    return (lookahead or Lookahead()).start(prepare(model, input_ids, **kwargs))
+    return (lookahead or Lookahead()).start(prepare(model, input_ids, **kwargs), predicted_ids=predicted_ids)
+
+
+def _predicted(model: Any, given: Prediction | None, tokenizer: Any = None) -> npt.NDArray[np.int32]:
+    if given is None:
+        return NO_PREDICTION
+    return prediction_ids(given, name="predicted_output", vocab_size=vocab_size(model), tokenizer=tokenizer)
 
 
 def _as_ids(ids: torch.Tensor | Sequence[int]) -> torch.Tensor:

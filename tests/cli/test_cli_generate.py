@@ -87,3 +87,26 @@ def test_ctrl_c_keeps_what_was_written(tmp_path, small_cache):
     assert process.returncode == 130, errors
     assert errors.decode().strip() == "pia: interrupted"
     assert (start + rest).endswith(b"\n")
+
+
+def test_a_predicted_output(run_here, small_cache, tmp_path):
+    line = ["generate", "demo", "--chat", "--prompt", QUESTION, "--cache", small_cache, "--budget", "16"]
+    plain = run_here(*line, "--json")
+    (tmp_path / "expected.txt").write_text(json.loads(plain.stdout)["text"])
+    fields = json.loads(run_here(*line, "--json", "--predict", "expected.txt").stdout)
+    assert fields["text"] == json.loads(plain.stdout)["text"]
+    assert fields["stats"]["accepted_by_source"]["predicted"] > 0
+    assert fields["stats"]["edl"] > json.loads(plain.stdout)["stats"]["edl"]
+    (tmp_path / "empty.txt").write_text("")
+    assert json.loads(run_here(*line, "--json", "--predict", "empty.txt").stdout)["text"] == fields["text"]
+
+
+def test_files_that_hold_no_predicted_output(run_here, small_cache, tmp_path):
+    line = ["generate", "demo", "--prompt", "Tom", "--cache", small_cache, "--predict"]
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 au lait")
+    (tmp_path / "data.bin").write_bytes(b"text\0text")
+    (tmp_path / "folder").mkdir()
+    assert_one_line_error(run_here(*line, "missing.txt"), "missing.txt")
+    assert_one_line_error(run_here(*line, "folder"), "folder")
+    assert_one_line_error(run_here(*line, "latin.txt"), "latin.txt", "UTF-8")
+    assert_one_line_error(run_here(*line, "data.bin"), "data.bin", "zero bytes")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from pia.assets import trace_paths
+from pia.bench.drafters.native import PiaDrafter
+from pia.bench.replay import fixed_budget, play
 from pia.bench.trace import Trace
 from pia.errors import TraceError
 
@@ -143,3 +148,36 @@ def test_two_traces_come_with_pia():
     traces = [Trace.load(path) for path in trace_paths()]
     assert [(trace.name, len(trace)) for trace in traces] == [("crux-mixtral-8x7b", 120), ("gsm-mixtral-8x7b", 120)]
     assert all("Apache-2.0" in trace.meta["licence"] for trace in traces)
+
+
+def test_predictions_are_read_saved_and_replayed(tmp_path, demo):
+    text = list(range(3, 90))
+    lines = [
+        {"prompt_ids": [1, 2], "output_ids": text, "predicted_ids": text},
+        {"prompt_ids": [1, 2], "output_ids": [5, 6]},
+        {"prompt": "Tom", "output": " has 3 apples.", "predicted": " has 4 apples."},
+    ]
+    path = tmp_path / "runs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    trace = Trace.load(path, tokenizer=demo[1])
+    assert trace.predictions[0].tolist() == text and len(trace.predictions[1]) == 0
+    assert demo[1].decode(trace.predictions[2]) == " has 4 apples."
+    trace.save(tmp_path / "runs.npz")
+    again = Trace.load(tmp_path / "runs.npz")
+    assert [ids.tolist() for ids in again.predictions] == [ids.tolist() for ids in trace.predictions]
+    assert len(again.part(1, 3).predictions) == 2
+    assert len(again.with_request([1], [2]).predictions) == 4
+    edl = [
+        play(PiaDrafter(), trace.part(0, 1), fixed_budget(16)).edl for trace in (again, replace(again, predictions=[]))
+    ]
+    assert edl[0] > 10 > 3 > edl[1]
+
+
+@pytest.mark.parametrize(
+    "line", [{"predicted_ids": "x"}, {"predicted_ids": [-1]}, {"predicted": 3}, {"predicted": "x"}]
+)
+def test_bad_predictions_are_named(tmp_path, line):
+    path = tmp_path / "runs.jsonl"
+    path.write_text(json.dumps({"prompt_ids": [1], "output_ids": [2], **line}))
+    with pytest.raises(TraceError, match="line 1"):
+        Trace.load(path)

@@ -7,9 +7,11 @@ output token comes from prefill and counts for no forward. Warming requests are 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
+from itertools import islice, repeat
 from time import perf_counter
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from pia.bench.drafters.protocol import Checked, Drafter, SourceDrafter, check
 from pia.bench.replay_result import ReplayResult
@@ -28,6 +30,7 @@ __all__ = [
     "replay", "warm", "warm_up",
 ]  # fmt: skip
 
+_NO_TOKENS = np.empty(0, np.int32)
 _NOTHING = Checked(DraftTree.empty(), True, True)
 
 
@@ -85,13 +88,20 @@ def play(drafter: Drafter, trace: Trace, new_policy: Callable[[], BudgetPolicy])
         DrafterError: If the drafter breaks the protocol, or the budget needs probabilities that it does not estimate.
     """
     result = ReplayResult()
-    for prompt, output in trace:
+    expect = getattr(drafter, "expect", None)
+    for prompt, output, predicted in zip(
+        trace.prompts, trace.outputs, trace.predictions or repeat(_NO_TOKENS), strict=False
+    ):
+        policy = new_policy()
         start = perf_counter()
+        if len(predicted) and expect is not None:
+            policy.expect_much()
+            expect(predicted)
         drafter.begin(prompt)
         result.begin_us.append((perf_counter() - start) * 1e6)
         if len(output):
             drafter.observe(output[:1].tolist())
-            _play_output(drafter, output, new_policy(), result)
+            _play_output(drafter, output, policy, result)
         _end(drafter)
     return result
 

@@ -34,19 +34,23 @@ class Trace:
         prompts: One int32 array a request.
         outputs: Likewise, without end-of-text tokens.
         meta: Where it comes from.
+        predictions: What the caller of each request expected its output to be, int32, none where empty; or no arrays
+            at all.
     """
 
     name: str
     prompts: list[TokenArray]
     outputs: list[TokenArray]
     meta: Mapping[str, Any] = field(default_factory=dict)
+    predictions: list[TokenArray] = field(default_factory=list)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, tokenizer: Any = None) -> Trace:
         """Reads a trace: JSON lines if the name ends in .jsonl, .ndjson or .json, else .npz.
 
         An .npz file holds `prompt_tokens`, `prompt_offsets`, `output_tokens`, `output_offsets` (request i is
-        `prompt_tokens[prompt_offsets[i]:prompt_offsets[i + 1]]`, likewise its output) and `meta`, a JSON object.
+        `prompt_tokens[prompt_offsets[i]:prompt_offsets[i + 1]]`, likewise its output) and `meta`, a JSON object;
+        perhaps also `predicted_tokens` and `predicted_offsets`.
 
         Args:
             path: The file.
@@ -69,7 +73,10 @@ class Trace:
             OSError: If the file cannot be written; an old one is left as it was.
         """
         arrays: dict[str, Any] = {"meta": json.dumps(dict(self.meta))}
-        for part, sequences in zip(_PARTS, (self.prompts, self.outputs), strict=True):
+        parts = {"prompt": self.prompts, "output": self.outputs}
+        if any(map(len, self.predictions)):
+            parts["predicted"] = self.predictions
+        for part, sequences in parts.items():
             arrays[f"{part}_tokens"] = _narrow(np.concatenate([np.empty(0, np.int32), *sequences]))
             arrays[f"{part}_offsets"] = np.cumsum([0, *map(len, sequences)], dtype=np.int64)
         _replace(Path(path), arrays)
@@ -87,16 +94,20 @@ class Trace:
 
     def part(self, start: int, stop: int) -> Trace:
         """Requests `start` to `stop`, exclusive."""
-        return Trace(self.name, self.prompts[start:stop], self.outputs[start:stop], self.meta)
+        span = slice(start, stop)
+        return Trace(self.name, self.prompts[span], self.outputs[span], self.meta, self.predictions[span])
 
     def with_request(self, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> Trace:
         """This trace with one request more at its end."""
         prompt, output = as_token_ids(prompt_ids), as_token_ids(output_ids)
-        return Trace(self.name, [*self.prompts, prompt], [*self.outputs, output], self.meta)
+        predictions = [*self.predictions, np.empty(0, np.int32)] if self.predictions else []
+        return Trace(self.name, [*self.prompts, prompt], [*self.outputs, output], self.meta, predictions)
 
 
-def _read_npz(path: str | os.PathLike[str]) -> tuple[list[TokenArray], list[TokenArray], dict[str, Any]]:
-    """Prompts, outputs and `meta` of a file."""
+def _read_npz(
+    path: str | os.PathLike[str],
+) -> tuple[list[TokenArray], list[TokenArray], dict[str, Any], list[TokenArray]]:
+    """Prompts, outputs, `meta` and predictions of a file."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             missing = [name for name in _MEMBERS if name not in arrays]
@@ -104,6 +115,8 @@ def _read_npz(path: str | os.PathLike[str]) -> tuple[list[TokenArray], list[Toke
                 raise TraceError(f"{path} is not a trace: it lacks {', '.join(missing)}")
             prompts, outputs = (_split(arrays[f"{part}_tokens"], arrays[f"{part}_offsets"]) for part in _PARTS)
             meta = json.loads(str(arrays["meta"])) if "meta" in arrays else {}
+            has_predictions = "predicted_tokens" in arrays and "predicted_offsets" in arrays
+            predictions = _split(arrays["predicted_tokens"], arrays["predicted_offsets"]) if has_predictions else []
     except (TraceError, OSError):
         raise
     except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
@@ -112,7 +125,9 @@ def _read_npz(path: str | os.PathLike[str]) -> tuple[list[TokenArray], list[Toke
         ) from error
     if len(prompts) != len(outputs):
         raise TraceError(f"{path} is damaged: it has {len(prompts)} prompts and {len(outputs)} outputs")
-    return prompts, outputs, meta
+    if predictions and len(predictions) != len(prompts):
+        raise TraceError(f"{path} is damaged: it has {len(prompts)} prompts and {len(predictions)} predictions")
+    return prompts, outputs, meta, predictions
 
 
 def _replace(target: Path, arrays: Mapping[str, Any]) -> None:

@@ -15,7 +15,8 @@ from pia.drafting.cache import as_token_ids
 from pia.errors import TraceError
 
 _SUFFIXES = (".jsonl", ".ndjson", ".json")
-_Requests = tuple[list[npt.NDArray[np.int32]], list[npt.NDArray[np.int32]], dict[str, Any]]
+_TokenArray = npt.NDArray[np.int32]
+_Requests = tuple[list[_TokenArray], list[_TokenArray], dict[str, Any], list[_TokenArray]]
 
 
 def is_lines(path: str | os.PathLike[str]) -> bool:
@@ -26,29 +27,31 @@ def is_lines(path: str | os.PathLike[str]) -> bool:
 def read_lines(path: str | os.PathLike[str], tokenizer: Any = None) -> _Requests:
     """Reads one request a line: `prompt_ids` and `output_ids`, or `prompt` and `output` as text.
 
-    A prompt may also be `messages`, which go through the tokenizer's chat template. A last line that breaks off (the
+    A prompt may also be `messages`, which go through the tokenizer's chat template. `predicted_ids`, or `predicted` as
+    text, is what the caller expected the output to be. A last line that breaks off (the
     writer was killed) is left out.
 
     Returns:
-        prompts, outputs, and what the lines say about where they come from.
+        prompts, outputs, what the lines say about where they come from, and predictions (none if no line has one).
 
     Raises:
         TraceError: a line is not what it should be; the message names the line.
         OSError: the file cannot be read.
     """
-    prompts, outputs = [], []
+    prompts, outputs, predictions = [], [], []
     origins: dict[str, set[str]] = {"model": set(), "tokenizer": set()}
     for number, fields in _objects(path):
         where = f"{path}, line {number}"
         prompt, output = _request(where, fields, tokenizer)
         prompts.append(prompt)
         outputs.append(output)
+        predictions.append(_prediction(where, fields, tokenizer))
         for name, values in origins.items():
             values |= {str(fields[name])} if fields.get(name) else set()
     if len(origins["tokenizer"]) > 1:
         raise TraceError(f"{path} mixes requests of {len(origins['tokenizer'])} tokenizers; keep a file for each")
     meta = {name: ", ".join(sorted(values)) for name, values in origins.items() if values}
-    return prompts, outputs, meta
+    return prompts, outputs, meta, predictions if any(map(len, predictions)) else []
 
 
 def _objects(path: str | os.PathLike[str]) -> list[tuple[int, Mapping[str, Any]]]:
@@ -91,6 +94,20 @@ def _request(
     except (TypeError, ValueError, KeyError) as error:
         raise TraceError(f"{where}: the tokenizer cannot take this request ({_reason(error)})") from error
     return as_token_ids(prompt_ids), as_token_ids(output_ids)
+
+
+def _prediction(where: str, fields: Mapping[str, Any], tokenizer: Any) -> npt.NDArray[np.int32]:
+    """What the caller expected the output to be; nothing if the line does not say."""
+    if fields.get("predicted_ids") is not None:
+        return _ids(where, "predicted_ids", fields)
+    text = fields.get("predicted")
+    if not text:
+        return np.empty(0, np.int32)
+    if not isinstance(text, str):
+        raise TraceError(f"{where}: predicted must be text, not {type(text).__name__}; token ids are predicted_ids")
+    if tokenizer is None:
+        raise TraceError(f"{where} holds text; name its tokenizer with --tokenizer (Python: Trace.load(tokenizer=...))")
+    return as_token_ids(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _ids(where: str, name: str, fields: Mapping[str, Any]) -> npt.NDArray[np.int32]:

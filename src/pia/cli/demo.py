@@ -76,7 +76,7 @@ class Demo:
 
         self._model = model
         self._tokenizer = tokenizer
-        self._options = {"max_new_tokens": max_new_tokens, "do_sample": False}
+        self._options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
         self._plain = Lookahead(budget=0)
         self.lookahead = Lookahead(DraftCache.load(demo_cache_path()))
         for lookahead in (self._plain, self.lookahead):

@@ -62,6 +62,19 @@ def read_texts(
         yield from (line for _, line in _lines(path, on_bytes))
 
 
+def read_text(path: str) -> str:
+    """The text of a file, line ends as they are.
+
+    Raises:
+        PromptError: the file is not text.
+        OSError: the file cannot be read.
+    """
+    text = "".join(_chunks(path, None))
+    if "\0" in text:
+        raise PromptError(f"{path} is no text file: it holds zero bytes")
+    return text
+
+
 def is_json(path: str) -> bool:
     """Whether a file is read as JSON lines."""
     return path.lower().endswith(_JSON_SUFFIXES)

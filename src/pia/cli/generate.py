@@ -21,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stop", action="append", type=options.text, metavar="TEXT", help="stop after this text (may be given again)"
     )
+    parser.add_argument(
+        "--predict", metavar="FILE", help="text file with the expected output, more or less, to draft from"
+    )
     options.add_length(parser, 256)
     options.add_sampling(parser)
     options.add_drafting(parser)
@@ -34,13 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `pia generate`."""
+    from pia.cli.files import read_text
     from pia.cli.models import answer_room, load_model
 
     prompt = _prompt(args)
+    predicted = None if args.predict is None else read_text(args.predict)
     model, tokenizer = load_model(args.model, args.dtype, args.device)
     lookahead = options.new_lookahead(args)
     max_new_tokens = answer_room(model, tokenizer, prompt, args.max_new_tokens)
-    kwargs = {"max_new_tokens": max_new_tokens, "stop_strings": args.stop, **options.sampling_kwargs(args)}
+    kwargs = {"max_new_tokens": max_new_tokens, "stop_strings": args.stop, "predicted_output": predicted}
+    kwargs |= options.sampling_kwargs(args)
     if args.seed is not None:
         import torch
 

@@ -55,7 +55,7 @@ def add_budget(parser: argparse._ActionsContainer) -> None:
         "--budget", type=_budget, default="auto", metavar="N", help="draft nodes a step; 0 decodes plainly (auto)"
     )
     parser.add_argument(
-        "--max-depth", type=positive, default=32, metavar="N", help="most tokens of a draft's path (32)"
+        "--max-depth", type=positive, default=64, metavar="N", help="most tokens of a draft's path (64)"
     )
 
 

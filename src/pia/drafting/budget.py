@@ -111,6 +111,14 @@ class BudgetPolicy:
         self._unpaid_steps = 0
         self._num_held = 0
 
+    def expect_much(self) -> None:
+        """Lets the first steps ask for whole trees and verify the first one that promises to pay.
+
+        The caller has said what to expect, so this request's drafts may be long, whatever earlier ones were worth.
+        """
+        self._num_wanted = float(self.max_nodes)
+        self._num_held = self._VERIFY_EVERY - 1
+
     @property
     def limit(self) -> int:
         """How many nodes to ask the source for at this step: 0 while drafts do not pay, but for a try now and then.

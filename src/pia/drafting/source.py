@@ -43,7 +43,8 @@ class DraftSource(Protocol):
         """Opens a session for a request.
 
         `stop_ids` end a learned sequence; namespaces know nothing of each other; `corpora` are names of what is
-        attached.
+        attached. A source may also take `predicted_ids`, what the caller expects the output to be; it is handed on only
+        if given.
         """
         ...
 

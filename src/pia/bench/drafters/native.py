@@ -24,5 +24,8 @@ class PiaDrafter(SourceDrafter):
     def learn(self, prompt_ids: npt.NDArray[np.int32], output_ids: npt.NDArray[np.int32]) -> None:
         self._cache.insert(output_ids)
 
+    def expect(self, predicted_ids: npt.NDArray[np.int32]) -> None:
+        self._expected = {"predicted_ids": predicted_ids}
+
     def num_bytes(self) -> int:
         return self._cache.memory_usage

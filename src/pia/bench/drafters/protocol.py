@@ -35,6 +35,7 @@ class Drafter(Protocol):
     Further methods that are used where they are there:
 
     * `learn(prompt_ids, output_ids)` takes a finished request in one piece. Without it, warming is begin, observe, end.
+    * `expect(predicted_ids)` comes before `begin` if the request's caller predicted its output, `[n]`.
     * `end()` says that the request is over.
     * `num_bytes()` returns the memory of what was learned from finished requests, or `None`.
     """
@@ -71,9 +72,11 @@ class SourceDrafter:
         self._source = source
         self._max_depth = max_depth
         self._session: DraftSession = NoDrafts()
+        self._expected: dict[str, Any] = {}
 
     def begin(self, prompt_ids: npt.NDArray[np.int32]) -> None:
-        self._session = self._source.begin(prompt_ids)
+        self._session = self._source.begin(prompt_ids, **self._expected)
+        self._expected = {}
 
     def propose(self, budget: int) -> DraftTree:
         return self._session.propose(budget, self._max_depth)
