@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "fast_math.h"
+
 namespace pia {
 
 namespace {
@@ -65,7 +67,7 @@ std::size_t spread_of(std::uint32_t num_distinct, std::uint32_t total) {
 
 float log_odds_of(float prob) {
   const float p = std::clamp(prob, 1e-5f, 1.0f - 1e-5f);
-  return std::log(p / (1.0f - p));
+  return fast_log(p / (1.0f - p));
 }
 
 // What a cell believes before its first lesson. Where all tokens but one have never followed, that one is the likelier
@@ -176,12 +178,12 @@ void MixingModel::learn_cell(CellId id, std::uint32_t num_tokens, std::uint32_t 
   cell.num_seen.store(std::min(seen + num, kMaxSeen), std::memory_order_relaxed);
 }
 
-void MixingModel::learn_weights(const Reach& reach, std::size_t rank, const Inputs& inputs, float error) {
+void MixingModel::learn_weights(const Reach& reach, std::size_t rank, const Inputs& inputs,
+                                std::span<const std::uint8_t> active, float error) {
   auto& by_reach = by_reach_[reach_index(reach)];
   auto& by_corpus = by_corpus_reach_[reach[2]];
   auto& by_rank = by_rank_[std::min(rank, kNumRanks - 1)];
-  for (std::size_t i = 0; i < kNumInputs; ++i) {
-    if (inputs[i] == 0) continue;
+  for (const std::uint8_t i : active) {
     add(i < 2 * kGroupSize ? by_reach[i] : by_corpus[i - 2 * kGroupSize], kReachRate * error * inputs[i]);
     add(by_rank[i], kRankRate * error * inputs[i]);
   }
@@ -189,7 +191,7 @@ void MixingModel::learn_weights(const Reach& reach, std::size_t rank, const Inpu
 
 // Where on the row of bins a path lies: at 0 for certainty, two further for each factor of two below.
 float MixingModel::place_of(float path_prob) {
-  return std::clamp(-2.0f * std::log2(path_prob), 0.0f, static_cast<float>(kNumBins - 1));
+  return std::clamp(-2.0f * 1.44269504f * fast_log(path_prob), 0.0f, static_cast<float>(kNumBins - 1));
 }
 
 float MixingModel::factor(std::size_t bin) const {

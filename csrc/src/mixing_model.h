@@ -63,7 +63,9 @@ class MixingModel {
 
   // Of `num_tokens` tokens that this cell spoke for, `num_hits` came true.
   void learn_cell(CellId cell, std::uint32_t num_tokens, std::uint32_t num_hits);
-  void learn_weights(const Reach& reach, std::size_t rank, const Inputs& inputs, float error);
+  // `active` lists the inputs that are not zero.
+  void learn_weights(const Reach& reach, std::size_t rank, const Inputs& inputs, std::span<const std::uint8_t> active,
+                     float error);
 
   // --- Paths -------------------------------------------------------------------------------------------------------
   // The product of the tokens' probabilities along a path, corrected by how such paths fared.

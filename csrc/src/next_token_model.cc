@@ -4,6 +4,8 @@
 #include <bit>
 #include <cmath>
 
+#include "fast_math.h"
+
 namespace pia {
 
 namespace {
@@ -48,15 +50,6 @@ constexpr std::array<float, kNumShapes> kQuickWeights = [] {
   return weights;
 }();
 
-// e^x to four digits for |x| < 80, in operations that the compiler can do on several numbers at a time.
-inline float fast_exp(float x) {
-  const float scaled = std::clamp(x, -80.0f, 80.0f) * 1.44269504f;
-  const auto whole = static_cast<std::int32_t>(scaled + (scaled < 0 ? -0.5f : 0.5f));
-  const float rest = (scaled - static_cast<float>(whole)) * 0.69314718f;
-  const float power = 1.0f + rest * (1.0f + rest * (0.5f + rest * (0.16666667f + rest * 0.041666667f)));
-  return power * std::bit_cast<float>((whole + 127) << 23);
-}
-
 // Eight sums side by side, so that the compiler need not keep the order of one.
 template <std::size_t num_inputs>
 inline float dot(const Inputs& a, const Inputs& b) {
@@ -98,9 +91,13 @@ void NextTokenModel::learn(Tokens recent, const PredictedOutput::State& state, T
                            const DraftSources& sources) {
   gather(recent, state, sources, 0.0f);
   mix();
+  std::array<std::uint8_t, kNumInputs> active;
+  std::size_t num_active = 0;
+  active[num_active++] = kBiasInput;
+  for (std::size_t i = 0; i < num_contexts_; ++i) active[num_active++] = contexts_[i].input;
   for (std::size_t i = 0; i < num_kept_; ++i) {
     const float error = (rows_[kept_[i]].token == token ? 1.0f : 0.0f) - probs_[i];
-    if (std::abs(error) > kMinError) mixing_->learn_weights(reach_, i, inputs_[i], error);
+    if (std::abs(error) > kMinError) mixing_->learn_weights(reach_, i, inputs_[i], {active.data(), num_active}, error);
   }
   learn_cells(token);
 }

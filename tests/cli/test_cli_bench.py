@@ -154,6 +154,7 @@ def test_ctrl_c_leaves_the_terminal_clean(tmp_path, prompts_file, small_cache):
         stderr=theirs,
         cwd=tmp_path,
         env=environment(TERM="xterm"),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored in background jobs
     ) as process:
         os.close(theirs)
         shown = b""

@@ -79,7 +79,12 @@ def test_an_answer_ends_with_the_context(run_here, small_cache):
 def test_ctrl_c_keeps_what_was_written(tmp_path, small_cache):
     command = [sys.executable, "-m", "pia", "generate", "demo", "--prompt", "Tom", "--cache", str(small_cache), *LONG]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path, env=environment()
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored in background jobs
     ) as process:
         start = process.stdout.read(1)
         process.send_signal(signal.SIGINT)
