@@ -204,7 +204,7 @@ def fields(**changes: object) -> dict[str, object]:
     """A header for one namespace with the two sequences [1, 2] and [3]."""
     section = {"name": "", "num_sequences": 2, "num_tokens": 3, "num_bytes": len(SECTION), "num_id_bytes": 0}
     section |= {key: changes.pop(key) for key in [*changes] if key in section}
-    whole = {"vocab_size": 10, "tokenizer_fingerprint": None, "orders": [1], "num_tokens": 3, "token_bytes": 2}
+    whole = {"vocab_size": 10, "tokenizer_fingerprint": None, "num_tokens": 3, "token_bytes": 2}
     return whole | {"namespaces": [section]} | changes
 
 
@@ -286,7 +286,6 @@ BAD_HEADERS = [
     fields(vocab_size=2**40),
     fields(tokenizer_fingerprint=5),
     fields(token_bytes=3),
-    fields(orders=7),
     fields(num_bytes=-5),
     fields(num_tokens=-3),
     fields(num_tokens=2**47),

@@ -82,7 +82,9 @@ def test_streams_take_it_too(demo):
 
 def test_a_prediction_may_have_the_whole_tree_at_once():
     """Under the automatic budget; and if nothing comes of it, less and less."""
-    policy = BudgetPolicy(CostCurve([1], [1.0]), max_nodes=64)
+    calibrator = Calibrator()
+    calibrator.num_wanted = 2.0  # so little did earlier requests want
+    policy = BudgetPolicy(CostCurve([1], [1.0]), max_nodes=64, calibrator=calibrator)
     assert policy.limit < 64
     policy.expect_much()
     assert policy.limit == 64

@@ -110,6 +110,7 @@ class BudgetPolicy:
         self._costs = curve.table(self.max_nodes + 1) if curve is not None else np.ones(self.max_nodes + 1)
         self._unpaid_steps = 0
         self._num_held = 0
+        self._num_wanted = min(self.calibrator.num_wanted, float(self.max_nodes))
 
     def expect_much(self) -> None:
         """Lets the first steps ask for whole trees and verify the first one that promises to pay.
@@ -129,7 +130,7 @@ class BudgetPolicy:
             return self.fixed
         if self._unpaid_steps >= self._IDLE_AFTER and self._unpaid_steps % self._RETRY_EVERY:
             return 0
-        return min(self.max_nodes, 8 + int(2.5 * min(self.calibrator.num_wanted, self.max_nodes)))
+        return min(self.max_nodes, int(8 + 2.5 * self._num_wanted))
 
     def choose(self, probs: np.ndarray) -> int:
         """Number of nodes to verify, of a tree whose nodes have these estimated path probabilities (best first)."""
@@ -137,7 +138,7 @@ class BudgetPolicy:
             return min(self.fixed, len(probs))
         gains = np.concatenate(([1.0], 1.0 + np.cumsum(self.calibrator(probs))))
         best = int(np.argmax(gains / self._costs[: len(gains)]))
-        self.calibrator.num_wanted = max(best, 0.8 * min(self.calibrator.num_wanted, self.max_nodes))
+        self._num_wanted = self.calibrator.num_wanted = max(best, 0.8 * self._num_wanted)
         if best and self._is_held():
             best = 0
         self._unpaid_steps = 0 if best else self._unpaid_steps + 1
