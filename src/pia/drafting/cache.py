@@ -43,9 +43,10 @@ class LearnedSequences(NamedTuple):
 class DraftCache:
     """Learns token sequences and drafts their continuation.
 
-    The cache keeps, for contexts of the last 1, 2, 4, 8 and 16 tokens and for two that leave out the last one, which
-    tokens followed and how often, and reads these counts as a language model. It is shared by all requests; each one
-    also drafts from its own prompt and output, which leave no trace here unless it ends with `commit=True`.
+    The cache counts, for contexts of the last 1, 2, 4 and 12 tokens and for three sparse ones that leave out the last
+    one or two, which tokens followed. A mixing model that learns online weighs these counts into probabilities. The
+    cache is shared by all requests; each request also drafts from its own prompt and output, which leave no text here
+    unless it ends with `commit=True`.
 
     All methods may be called from any number of threads; native work runs without the GIL. Namespaces are kept apart
     entirely: what one learned never drafts for another.
