@@ -24,7 +24,7 @@ using Text = std::vector<TokenId>;
 constexpr TokenId kVocabSize = 16;  // of most tokens; a few are as large as tokens can be
 constexpr TokenId kLargestToken = 0x7fffffff;
 constexpr std::size_t kMaxSteps = 64;
-constexpr std::size_t kMaxGenerated = 12000;  // tokens per input that cost it next to no bytes
+constexpr std::size_t kMaxTokens = 6000;  // per input; some cost it next to no bytes but all cost time
 constexpr std::size_t kMaxSessions = 4;
 constexpr std::size_t kLongPrompt = 2100;  // is learned in the background
 
@@ -84,17 +84,20 @@ class Program {
   }
 
   std::size_t room(std::size_t wanted) {
-    wanted = std::min(wanted, kMaxGenerated - num_generated_);
-    num_generated_ += wanted;
+    wanted = std::min(wanted, kMaxTokens - num_tokens_);
+    num_tokens_ += wanted;
     return wanted;
   }
 
   // Written out in the input, or generated from a seed, or one used before.
   Text text() {
     const std::uint32_t kind = bytes_.byte();
-    if (kind < 0x40 && !texts_.empty()) return texts_[kind % texts_.size()];
+    if (kind < 0x40 && !texts_.empty()) {
+      const Text& known = texts_[kind % texts_.size()];
+      if (room(known.size()) == known.size()) return known;
+    }
     if (kind >= 0xc0) {
-      texts_.push_back(generated_text(bytes_.byte(), room(bytes_.half() % 3000), kind & 1 ? kVocabSize : 5000));
+      texts_.push_back(generated_text(bytes_.byte(), room(bytes_.half() % 1024), kind & 1 ? kVocabSize : 5000));
     } else {
       Text written(std::min<std::size_t>(kind % 64, bytes_.num_left()));
       for (auto& token : written) token = token_of(bytes_.byte());
@@ -150,7 +153,7 @@ class Program {
   void begin() {
     if (sessions_.size() == kMaxSessions) sessions_.erase(sessions_.begin() + bytes_.byte() % kMaxSessions);
     Text prompt = text();
-    if (bytes_.byte() >= 0xf8 && num_generated_ + kLongPrompt <= kMaxGenerated) {
+    if (bytes_.byte() >= 0xf8 && num_tokens_ + kLongPrompt <= kMaxTokens) {
       prompt = generated_text(bytes_.byte(), room(kLongPrompt), kVocabSize);
     }
     const Text predicted = bytes_.byte() & 1 ? text() : Text{};
@@ -270,7 +273,7 @@ class Program {
   std::shared_ptr<DraftCache> cache_;
   std::vector<std::unique_ptr<DraftSession>> sessions_;
   std::vector<Text> texts_;
-  std::size_t num_generated_ = 0;
+  std::size_t num_tokens_ = 0;
   bool has_learned_much_ = false;
 };
 
