@@ -5,8 +5,9 @@
 #
 # With clang the native targets run under libFuzzer, else under a driver of our own that does not look at coverage
 # (choose by CXX=...). fuzz_files needs a Python that can import pia (PYTHON=..., else .venv's); with atheris installed
-# there it is guided by coverage too. An input that fails is kept in $PIA_FUZZ_DIR (build/fuzz), as is what was found worth
-# keeping; run `build/fuzz/fuzz_... FILE` to see a failure again. Ends non-zero at the first one.
+# there it is guided by coverage too. Inputs that failed once lie in csrc/tests/fuzz_inputs and are tried first. One that
+# fails now is kept in $PIA_FUZZ_DIR (build/fuzz), as is what was found worth keeping; `build/fuzz/fuzz_... FILE` shows a
+# failure again. Ends non-zero at the first one.
 set -eu
 
 root=$(CDPATH= cd -- "$(dirname -- "$0")/.." && pwd)
@@ -36,14 +37,14 @@ build() {
     echo "== building with $("$compiler" --version | head -n 1), ${engine:-no libFuzzer}"
     cmake -S "$root" -B "$work/cmake" -DPIA_PYTHON=OFF -DPIA_FUZZERS=ON -DPIA_FUZZ_ENGINE="$engine" \
         -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_COMPILER="$compiler" \
-        -DCMAKE_CXX_FLAGS="-fno-omit-frame-pointer -fsanitize=$sanitizers -fno-sanitize-recover=all" >"$work/log" 2>&1 &&
-        cmake --build "$work/cmake" >>"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
+        -DCMAKE_CXX_FLAGS="-fno-omit-frame-pointer -fsanitize=$sanitizers -fno-sanitize-recover=all" \
+        >"$work/log" 2>&1 && cmake --build "$work/cmake" >>"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
     cp "$work/cmake/fuzz_cache" "$work/cmake/fuzz_corpus" "$work"
 }
 
 fail() {
-    echo "$1 FAILED; what failed is kept in $work:" >&2
-    ls "$work" | grep "^$1-" >&2
+    echo "$1 FAILED; inputs that did are kept in $work" >&2
+    ls "$work" | grep "^$1-" >&2 || true
     exit 1
 }
 
@@ -58,6 +59,9 @@ run() {
 }
 
 run_native() {
+    for input in "$root/csrc/tests/fuzz_inputs/$1"/*; do
+        [ ! -f "$input" ] || "$work/$1" "$input" >"$work/$1.log" 2>&1 || { cat "$work/$1.log" >&2; fail "$1"; }
+    done
     [ -n "$engine" ] || { run "$1" "$work/$1" -max_len=800; return; }
     mkdir -p "$work/$1.inputs"
     run "$1" "$work/$1" -max_len=800 -len_control=0 -timeout=60 -rss_limit_mb=4096 "$work/$1.inputs"

@@ -1,8 +1,8 @@
 // Fuzz target: an input is a corpus file, or damage to a good one, which is then looked into and drafted from.
 //
 // The checksum of the directory is mostly made right, since little lies behind a wrong one. Files may be refused, with
-// std::invalid_argument; one that opens may say nonsense, but no look-up may read outside of its map. There, pages that
-// nobody may read lie on both sides: see __wrap_mmap.
+// std::invalid_argument; one that opens may say nonsense, but no look-up may read outside of its map. There is a fence
+// around that: see __wrap_mmap.
 #include <cstring>
 #include <filesystem>
 #include <set>
@@ -15,7 +15,7 @@
 #include "corpus_builder.h"
 #include "fuzz.h"
 
-// --- A fence around every map of a file (the linker puts these in place of mmap and munmap) ------------------------------
+// --- A fence around every map of a file (the linker puts these in place of mmap and munmap) ----------------------------
 
 extern "C" void* __real_mmap(void* at, std::size_t size, int access, int flags, int file, off_t offset);
 extern "C" int __real_munmap(void* at, std::size_t size);
@@ -90,7 +90,8 @@ Image make_good_image() {
   const auto figures = builder.finish([](std::uint64_t, std::uint64_t) {});
   const pia::File file(path, O_RDONLY);
   ::unlink(path.c_str());
-  Image image{{}, {}, {200, figures.num_buckets, figures.num_words, figures.directory_checksum, figures.data_checksum}, 0};
+  Image image;
+  image.layout = {200, figures.num_buckets, figures.num_words, figures.directory_checksum, figures.data_checksum};
   image.directory.resize(pia::corpus::directory_bytes(figures.num_buckets) / 8);
   image.data.resize(pia::corpus::in_whole_pages(4 * figures.num_words) / 4);
   file.read(image.directory.data(), 8 * image.directory.size(), kPage);
@@ -108,18 +109,29 @@ Image damaged_image(Bytes& bytes) {
   Image image = good_image();
   bool is_sealed = true;
   while (!bytes.is_empty()) {
-    switch (bytes.byte() % 8) {
-      case 0: image.directory[bytes.byte() % image.layout.num_buckets] = std::uint64_t{bytes.word()} << 16 | bytes.half(); break;
-      case 1: image.directory[bytes.half() % image.directory.size()] ^= std::uint64_t{1} << bytes.byte() % 64; break;
+    const std::uint32_t kind = bytes.byte() % 8;
+    std::uint64_t& entry = image.directory[bytes.byte() % (image.layout.num_buckets + 1)];
+    std::uint32_t& word = image.data[bytes.half() % image.data.size()];
+    switch (kind) {
+      case 0: entry = pia::corpus::pack_bucket(bytes.word(), bytes.half()); break;
+      case 1: entry ^= std::uint64_t{1} << bytes.byte() % 64; break;
       case 2: image.layout.vocab_size = bytes.word(); break;
       case 3: image.layout.num_words += bytes.byte() - 128; break;
       case 4: is_sealed = bytes.byte() % 4 != 0; break;
-      case 5: image.data[bytes.half() % image.data.size()] ^= 1u << bytes.byte() % 32; break;
-      default: image.data[bytes.half() % image.data.size()] = bytes.word();
+      case 5: word ^= 1u << bytes.byte() % 32; break;
+      default: word = bytes.word();
     }
   }
   if (is_sealed) image.seal();
   return image;
+}
+
+// Small words make sense more often: as offsets, heads of few edges, tokens.
+std::uint32_t invented_word(Bytes& bytes) {
+  const std::uint32_t form = bytes.byte();
+  if (form < 128) return form;
+  if (form < 192) return bytes.half();
+  return form < 224 ? bytes.word() : pia::corpus::kInArena | bytes.byte();
 }
 
 // Everything comes from the input. The data lies at the end of its last page, with the fence right behind it.
@@ -137,11 +149,7 @@ Image invented_image(Bytes& bytes) {
     image.directory.push_back(pia::corpus::pack_bucket(at, bytes.byte()));
     at = i + 1 < image.layout.num_buckets ? at + bytes.byte() : image.data.size();
   }
-  for (std::uint64_t i = begin; i < image.data.size() && !bytes.is_empty(); ++i) {
-    // Small words make sense more often: as offsets, heads of few edges, tokens.
-    const std::uint32_t form = bytes.byte();
-    image.data[i] = form < 128 ? form : form < 192 ? bytes.half() : form < 224 ? bytes.word() : pia::corpus::kInArena | bytes.byte();
-  }
+  for (std::uint64_t i = begin; i < image.data.size() && !bytes.is_empty(); ++i) image.data[i] = invented_word(bytes);
   image.layout.num_words = image.data.size();
   image.fill_pages();
   image.seal();
