@@ -96,16 +96,15 @@ void Segment::raise(Edge* edges, Edge* edge) {
 bool Segment::append_edge(Slot& slot, TokenId token) {
   const std::uint32_t count = slot.num_edges;
   const std::uint32_t wanted = class_of(count + 1);
-  Edge* edges = edges_ + slot.value;
   if (count == 1 || wanted != class_of(count)) {
     const std::uint32_t block = take_block(wanted);
     if (block == kNoBlock) return false;
     const Edge single{slot.value, slot.total};
-    edges = edges_ + block;
-    std::ranges::copy(edges_of(slot, single), edges);
+    std::ranges::copy(edges_of(slot, single), edges_ + block);
     if (count > 1) give_block(slot.value, class_of(count));
     slot.value = block;
   }
+  Edge* const edges = edges_ + slot.value;  // not before: the value of a single edge is a token, and no place
   edges[count] = {token, 0};
   raise(edges, edges + count);
   ++slot.total;

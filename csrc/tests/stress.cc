@@ -1,13 +1,18 @@
 // Hammers one draft cache from many threads; built with sanitizers by tools/sanitize.sh.
 //
 // Texts come from a small alphabet with habits of its own, so that contexts recur, fork and are evicted all the time.
-// Some requests are forgotten and some namespaces cleared while they are in use. At the end the cache must be whole and within its bound.
+// Some requests expect a predicted output, some draft from corpora. Some are forgotten, and some namespaces cleared,
+// while they are in use. At the end the cache must be whole and within its bound.
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <random>
 #include <thread>
 
+#include <unistd.h>
+
+#include "corpus_builder.h"
 #include "draft_session.h"
 
 namespace {
@@ -36,6 +41,28 @@ std::vector<TokenId> random_text(std::mt19937& random, std::size_t length) {
   return text;
 }
 
+std::shared_ptr<pia::Corpus> make_corpus(unsigned seed) {
+  const auto path = std::filesystem::temp_directory_path() /
+                    ("pia_stress." + std::to_string(::getpid()) + "." + std::to_string(seed));
+  std::mt19937 random(seed);
+  pia::CorpusBuilder builder(path, 5000, 1 << 20);
+  builder.extend(random_text(random, 20000));
+  const auto figures = builder.finish([](std::uint64_t, std::uint64_t) {});
+  const pia::File file(path, O_RDONLY);
+  ::unlink(path.c_str());
+  return std::make_shared<pia::Corpus>(
+      file.descriptor(), pia::Corpus::Layout{5000, figures.num_buckets, figures.num_words,
+                                             figures.directory_checksum, figures.data_checksum});
+}
+
+// What the caller expects: sometimes nothing, sometimes what will indeed come, more or less.
+std::vector<TokenId> predicted_text(std::mt19937& random, const std::vector<TokenId>& output) {
+  if (random() % 2) return {};
+  std::vector<TokenId> predicted = output;
+  for (std::size_t i = 0; i < predicted.size(); i += 1 + random() % 20) predicted[i] = random() % 97;
+  return predicted;
+}
+
 void check_tree(std::span<const pia::DraftNode> nodes, std::size_t budget, std::uint32_t max_depth) {
   expect(nodes.size() <= budget, "a tree is larger than its budget");
   for (std::size_t i = 0; i < nodes.size(); ++i) {
@@ -56,18 +83,26 @@ void learn_much(const std::shared_ptr<DraftCache>& cache, std::mt19937& random) 
   cache->forget("bulk 1", "tenant 2");
 }
 
-void run_requests(const std::shared_ptr<DraftCache>& cache, unsigned seed, int num_requests) {
+void run_requests(const std::shared_ptr<DraftCache>& cache, const pia::Corpora& corpora, unsigned seed,
+                  int num_requests) {
   std::mt19937 random(seed);
   for (int i = 0; i < num_requests; ++i) {
     const std::string space = "tenant " + std::to_string(random() % 4);
     const std::string request = "request " + std::to_string(random() % 50);
     const std::size_t prompt = random() % 20 == 0 ? 5000 : random() % 300;  // some are learned in the background
-    const auto session = cache->begin(random_text(random, prompt), {96}, space, request);
+    const auto output = random_text(random, 80);
+    const auto first_corpora = corpora.begin() + static_cast<std::ptrdiff_t>(random() % (corpora.size() + 1));
+    const auto session = cache->begin(random_text(random, prompt), {96}, space, request, predicted_text(random, output),
+                                      {first_corpora, corpora.end()});
+    std::size_t num_seen = 0;
     for (int step = 0; step < 20; ++step) {
       const std::size_t budget = random() % 40;
       const std::uint32_t max_depth = 1 + random() % 32;
       check_tree(session->propose(budget, max_depth), budget, max_depth);
-      session->observe(random_text(random, 1 + random() % 8));
+      const std::size_t count = std::min<std::size_t>(random() % 8, output.size() - num_seen);
+      session->observe(pia::Tokens(output).subspan(num_seen, count));
+      if (count == 0) session->observe(random_text(random, 1));
+      num_seen += count;
     }
     if (random() % 4 == 0) session->wait();
     session->end(random() % 3 != 0);
@@ -96,10 +131,11 @@ int main(int argc, char** argv) {
   const int num_requests = argc > 2 ? std::atoi(argv[2]) : 150;
   const auto cache = std::make_shared<DraftCache>(kMaxBytes);
   std::atomic<bool> is_over{false};
+  const pia::Corpora corpora = {make_corpus(1), make_corpus(2)};
   std::thread watcher([&] { watch(cache, is_over); });
   std::vector<std::thread> workers;
   for (int i = 0; i < num_threads; ++i) {
-    workers.emplace_back([&, i] { run_requests(cache, static_cast<unsigned>(i), num_requests); });
+    workers.emplace_back([&, i] { run_requests(cache, corpora, static_cast<unsigned>(i), num_requests); });
   }
   for (auto& worker : workers) worker.join();
   is_over = true;

@@ -121,6 +121,15 @@ def test_a_cache_may_be_loaded_into_less_memory(tmp_path):
     assert 0 < small.memory_usage <= 1 << 17
 
 
+def test_too_little_memory_for_all_the_names_says_so(tmp_path):
+    cache = DraftCache()
+    for i in range(300):
+        cache.insert([1, 2, 3], namespace=f"tenant {i}")
+    cache.save(tmp_path / "cache.pia")
+    with pytest.raises(CacheFileError, match="300 namespaces, too many for 65536 bytes; load it with a larger"):
+        DraftCache.load(tmp_path / "cache.pia", max_bytes=64 << 10)
+
+
 def test_the_header_tells_what_is_inside(tmp_path):
     example().save(tmp_path / "cache.pia")
     header = cache_file.read_header(tmp_path / "cache.pia")
@@ -286,6 +295,7 @@ BAD_HEADERS = [
     fields(vocab_size=2**40),
     fields(tokenizer_fingerprint=5),
     fields(token_bytes=3),
+    fields(token_bytes=2.0),
     fields(num_bytes=-5),
     fields(num_tokens=-3),
     fields(num_tokens=2**47),
@@ -293,6 +303,8 @@ BAD_HEADERS = [
     fields(num_sequences=2**63),
     fields(num_bytes=10**9),
     fields(namespaces=[1]),
+    fields(name=None),
+    fields(name="\ud800"),
     fields(namespaces={"a": 1}),
     fields(namespaces=None),
 ]

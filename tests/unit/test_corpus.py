@@ -255,7 +255,7 @@ def test_headers_that_lie(corpus, path):
             Corpus.open(path)
 
 
-@pytest.mark.parametrize("text", [b"[]", b"{}", b"\xff", b"{" * 2000])
+@pytest.mark.parametrize("text", [b"[]", b"{}", b"\xff", b"{" * 2000, b"[" * 2000])
 def test_headers_that_are_not_json(path, text):
     page = struct.pack("<8sII", b"PIACORPS", 1, len(text)) + text
     page += bytes(PAGE - 32 - len(page))

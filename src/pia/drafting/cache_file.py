@@ -179,6 +179,11 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES) ->
             cache.import_log(_unpack(packed, section, header.token_bytes), namespace=section.name)
         except (ValueError, RecursionError, zlib.error) as error:
             raise _damaged(path, str(error)) from error
+        except MemoryError as error:
+            raise CacheFileError(
+                f"the draft cache {os.fspath(path)} has {len(header.namespaces)} namespaces, too many for {max_bytes} "
+                "bytes; load it with a larger max_bytes"
+            ) from error
     return cache
 
 
@@ -226,16 +231,23 @@ def _header_from(version: int, fields: dict[str, Any]) -> Header:
     sizes = ("num_sequences", "num_tokens", "num_bytes", *(("num_id_bytes",) if version > 1 else ()))
     no_ids = () if version > 1 else (0,)
     sections = [
-        Section(str(entry["name"]), *(_size(entry[key]) for key in sizes), *no_ids) for entry in fields["namespaces"]
+        Section(_name(entry["name"]), *(_size(entry[key]) for key in sizes), *no_ids) for entry in fields["namespaces"]
     ]
     vocab_size, fingerprint = fields["vocab_size"], fields["tokenizer_fingerprint"]
     if vocab_size is not None and not 0 < _size(vocab_size) <= 1 << 31:
         raise ValueError(f"vocab_size is {vocab_size}")
     if not (fingerprint is None or isinstance(fingerprint, str)):
         raise ValueError("the tokenizer fingerprint is not text")
-    if fields["token_bytes"] not in (2, 4):
+    if _size(fields["token_bytes"]) not in (2, 4):
         raise ValueError(f"token_bytes is {fields['token_bytes']}")
     return Header(version, vocab_size, fingerprint, _size(fields["num_tokens"]), fields["token_bytes"], sections)
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a name")
+    value.encode()  # JSON can say what is no Unicode, half a surrogate pair
+    return value
 
 
 def _size(value: object) -> int:

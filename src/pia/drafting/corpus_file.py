@@ -114,7 +114,7 @@ def unpack_header(page: bytes, path: str | os.PathLike[str]) -> CorpusHeader:
         raise damaged(path, "the checksum of its header is wrong")
     try:
         header = _header_from(json.loads(page[_PREFIX.size : _PREFIX.size + size]))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise damaged(path, f"its header can't be read: {error}") from error
     if header.shapes != tuple(_core.context_shapes()) or header.hash_probe != _core.hash_probe():
         raise CacheFileError(
