@@ -26,8 +26,8 @@ constexpr float kDenseDoubt = 0.45f;
 constexpr float kSparseDoubt = 0.6f;
 
 // How fast path statistics fade, and how many expected tokens they start with.
-constexpr float kPathDecay = 0.9995f;
-constexpr float kPathPrior = 2.0f;
+constexpr float kPathDecay = 0.9998f;
+constexpr float kPathPrior = 0.5f;
 
 // Counts and totals in steps that widen: each bucket begins here.
 constexpr std::array<std::uint32_t, 10> kCountSteps = {0, 1, 2, 3, 4, 6, 10, 17, 40, 100};
