@@ -9,8 +9,9 @@ namespace pia {
 
 namespace {
 
-// Packed text is some thirty times smaller than its contexts, so that so much of it outlasts what the tables can hold.
-std::size_t log_share(std::size_t max_bytes) { return max_bytes / 16; }
+// Packed text is some twenty times smaller than its contexts, so that so much of it outlasts what the tables can hold:
+// what the log drops for room is taken from the tables too, however useful, where they would evict what matters least.
+std::size_t log_share(std::size_t max_bytes) { return max_bytes / 8; }
 
 // What the contexts of one more token may take, generously.
 constexpr std::size_t kTableBytesPerToken = 200;
