@@ -1,6 +1,6 @@
 """Draws one figure of several replays, each saved with `pia replay ... --json > FILE`.
 
-    python tools/plot_replay.py OUT.png FILE.json... [--drafters pia,arctic-full]
+python tools/plot_replay.py OUT.png FILE.json... [--drafters pia,arctic-full]
 """
 
 import argparse

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pia.drafting.cache import as_token_ids
+from pia.drafting.token_ids import as_token_ids
 from pia.errors import PredictionError
 
 Prediction = str | Sequence[int] | npt.NDArray[np.integer[Any]] | torch.Tensor

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 from slow_draft_model import SlowTable, first_probs, known_contexts
 
-from pia.drafting.cache import DraftCache, DraftSession
+from pia.drafting.cache import DraftCache
+from pia.drafting.session import DraftSession
 from pia.drafting.tree import DraftTree
 
 STOP = 4

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pia.drafting.cache import as_token_ids
+from pia.drafting.token_ids import as_token_ids
 from pia.errors import TraceError
 
 _SUFFIXES = (".jsonl", ".ndjson", ".json")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from pia import _core
-from pia.drafting.tree import SOURCE_NAMES, DraftTree
+from pia.drafting.session import DraftSession
+from pia.drafting.token_ids import TokenSequence, as_token_ids
 from pia.errors import CacheMismatchError
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ DEFAULT_MAX_BYTES = 1 << 30
 
 MAX_REQUEST_ID = 256
 """Bytes that a request id may have (as UTF-8)."""
-
-TokenSequence = Sequence[int] | npt.NDArray[np.integer[Any]]
 
 
 class LearnedSequences(NamedTuple):
@@ -354,77 +352,6 @@ class DraftCache:
         )
 
 
-class KnownContext(NamedTuple):
-    """A context that was seen before: which of the latest tokens make it, and what followed."""
-
-    source: str
-    """Whose text: an entry of `SOURCE_NAMES`."""
-    num_skipped: int
-    """So many of the latest tokens are left out ..."""
-    num_tokens: int
-    """... and so many before them make the context."""
-    total: int
-    """How often it was seen."""
-    counts: dict[int, int]
-    """How often each token followed, the most frequent 64 of them."""
-
-
-class DraftSession:
-    """Drafts for one request; made by `DraftCache.begin`. For one thread at a time."""
-
-    __slots__ = ("_core",)
-
-    def __init__(self, core: _core.Session) -> None:
-        self._core = core
-
-    def propose(self, budget: int, max_depth: int = 32) -> DraftTree:
-        """The tree of at most `budget` nodes most likely to be accepted after everything observed so far.
-
-        Raises:
-            ValueError: If `budget` is negative, `max_depth` below 1, or the session has ended.
-        """
-        return DraftTree.unpack(self._core.propose(budget, max_depth))
-
-    def observe(self, token_ids: TokenSequence) -> None:
-        """Takes note of tokens that the model has emitted; the very next draft can use them.
-
-        Raises:
-            ValueError: If a token id lies outside the vocabulary, or the session has ended.
-        """
-        if isinstance(token_ids, list) and len(token_ids) < 64:
-            with contextlib.suppress(TypeError):  # not whole numbers: the general way says so
-                self._core.observe(token_ids)  # what a step emits: cheaper than by way of an array
-                return
-        self._core.observe_array(as_token_ids(token_ids))
-
-    def wait(self) -> None:
-        """Returns once the whole prompt is known, for those who need drafts that do not depend on time.
-
-        Raises:
-            ValueError: If the session has ended.
-        """
-        self._core.wait()
-
-    def known_contexts(self) -> list[KnownContext]:
-        """What is known of the contexts that end where the text ends now: why the next draft is what it is."""
-        return [
-            KnownContext(SOURCE_NAMES[source], skip, length, total, counts)
-            for source, skip, length, total, counts in self._core.known_contexts()
-        ]
-
-    def end(self, *, commit: bool) -> None:
-        """Ends the request and frees its memory. Idempotent.
-
-        Args:
-            commit: Whether the cache shall learn what was emitted. If not, no trace of the request is left.
-        """
-        self._core.end(commit)
-
-    def __repr__(self) -> str:
-        state = "ended" if self._core.has_ended else f"{self._core.num_bytes / 1024:,.0f} KiB"
-        return f"DraftSession({state})"
-
-
 def _checked_request_id(request_id: str | None) -> str:
     """The id as the native side takes it, where empty means none."""
     if request_id is None:
@@ -438,24 +365,3 @@ def _no_corpora() -> AttachedCorpora:
     from pia.drafting.attached import AttachedCorpora  # which needs this module
 
     return AttachedCorpora()
-
-
-def as_token_ids(token_ids: TokenSequence | Iterable[int]) -> npt.NDArray[np.int32]:
-    """Any sequence of whole numbers as a contiguous int32 array, [n].
-
-    Raises:
-        ValueError: If it is not one-dimensional, not of whole numbers, or an id does not fit.
-    """
-    array = np.asarray(token_ids)
-    if array.ndim != 1:
-        raise ValueError(f"token ids must be a flat sequence, not an array of shape {array.shape}")
-    if array.dtype == np.int32:
-        return np.ascontiguousarray(array)
-    if array.size == 0:
-        return np.empty(0, np.int32)
-    if array.dtype.kind not in "iu":
-        raise ValueError(f"token ids must be whole numbers, not {array.dtype}")
-    for extreme in (int(array.min()), int(array.max())):
-        if not 0 <= extreme < 1 << 31:
-            raise ValueError(f"token id {extreme} is not a token id (0 to 2147483647)")
-    return np.ascontiguousarray(array, np.int32)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from pia import _core
 from pia.drafting import corpus_file
-from pia.drafting.cache import TokenSequence, as_token_ids
 from pia.drafting.corpus_file import CorpusHeader
+from pia.drafting.token_ids import TokenSequence, as_token_ids
 from pia.errors import CacheFileError
 
 DEFAULT_MAX_MEMORY = 1 << 30

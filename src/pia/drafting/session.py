@@ -1,0 +1,81 @@
+"""One request's drafts from the draft cache."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import NamedTuple
+
+from pia import _core
+from pia.drafting.token_ids import TokenSequence, as_token_ids
+from pia.drafting.tree import SOURCE_NAMES, DraftTree
+
+
+class KnownContext(NamedTuple):
+    """A context that was seen before: which of the latest tokens make it, and what followed."""
+
+    source: str
+    """Whose text: an entry of `SOURCE_NAMES`."""
+    num_skipped: int
+    """So many of the latest tokens are left out ..."""
+    num_tokens: int
+    """... and so many before them make the context."""
+    total: int
+    """How often it was seen."""
+    counts: dict[int, int]
+    """How often each token followed, the most frequent 64 of them."""
+
+
+class DraftSession:
+    """Drafts for one request; made by `DraftCache.begin`. For one thread at a time."""
+
+    __slots__ = ("_core",)
+
+    def __init__(self, core: _core.Session) -> None:
+        self._core = core
+
+    def propose(self, budget: int, max_depth: int = 32) -> DraftTree:
+        """The tree of at most `budget` nodes most likely to be accepted after everything observed so far.
+
+        Raises:
+            ValueError: If `budget` is negative, `max_depth` below 1, or the session has ended.
+        """
+        return DraftTree.unpack(self._core.propose(budget, max_depth))
+
+    def observe(self, token_ids: TokenSequence) -> None:
+        """Takes note of tokens that the model has emitted; the very next draft can use them.
+
+        Raises:
+            ValueError: If a token id lies outside the vocabulary, or the session has ended.
+        """
+        if isinstance(token_ids, list) and len(token_ids) < 64:
+            with contextlib.suppress(TypeError):  # not whole numbers: the general way says so
+                self._core.observe(token_ids)  # what a step emits: cheaper than by way of an array
+                return
+        self._core.observe_array(as_token_ids(token_ids))
+
+    def wait(self) -> None:
+        """Returns once the whole prompt is known, for those who need drafts that do not depend on time.
+
+        Raises:
+            ValueError: If the session has ended.
+        """
+        self._core.wait()
+
+    def known_contexts(self) -> list[KnownContext]:
+        """What is known of the contexts that end where the text ends now: why the next draft is what it is."""
+        return [
+            KnownContext(SOURCE_NAMES[source], skip, length, total, counts)
+            for source, skip, length, total, counts in self._core.known_contexts()
+        ]
+
+    def end(self, *, commit: bool) -> None:
+        """Ends the request and frees its memory. Idempotent.
+
+        Args:
+            commit: Whether the cache shall learn what was emitted. If not, nothing of its text is left.
+        """
+        self._core.end(commit)
+
+    def __repr__(self) -> str:
+        state = "ended" if self._core.has_ended else f"{self._core.num_bytes / 1024:,.0f} KiB"
+        return f"DraftSession({state})"
