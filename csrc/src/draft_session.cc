@@ -1,5 +1,6 @@
 #include "draft_session.h"
 
+#include <optional>
 #include <stdexcept>
 
 #include "prompt_reader.h"
@@ -95,12 +96,9 @@ std::span<const DraftNode> DraftSession::propose(std::size_t budget, std::uint32
 
 void DraftSession::observe(Tokens tokens) {
   Own& own = running();
-  if (own.reader) {
-    const PromptReader::Turn turn(*own.reader);
-    own.append(tokens, sources(own));
-  } else {
-    own.append(tokens, sources(own));
-  }
+  std::optional<PromptReader::Turn> turn;
+  if (own.reader) turn.emplace(*own.reader);
+  own.append(tokens, sources(own));
 }
 
 std::vector<DraftSession::KnownContext> DraftSession::known_contexts() {

@@ -298,6 +298,8 @@ void NextTokenModel::mix_inputs() {
 // --- Lessons ---------------------------------------------------------------------------------------------------------
 
 void NextTokenModel::learn_cells(TokenId token) {
+  const auto is_it = [&](std::uint8_t row) { return rows_[row].token == token; };
+  const bool is_kept = std::any_of(kept_.begin(), kept_.begin() + num_kept_, is_it);
   for (std::size_t i = 0; i < num_contexts_; ++i) {
     const Context& context = contexts_[i];
     std::uint32_t num_seen = 0;
@@ -311,9 +313,7 @@ void NextTokenModel::learn_cells(TokenId token) {
     }
     const auto num_unseen = static_cast<std::uint32_t>(num_kept_) - num_seen;
     if (num_unseen == 0) continue;
-    const auto is_kept = [&](std::uint8_t row) { return rows_[row].token == token; };
-    const bool is_hit = !is_seen && std::any_of(kept_.begin(), kept_.begin() + num_kept_, is_kept);
-    mixing_->learn_cell(context.cells, num_unseen, is_hit ? 1 : 0);
+    mixing_->learn_cell(context.cells, num_unseen, is_kept && !is_seen ? 1 : 0);
   }
 }
 
