@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pia.drafting.atomic_file import replacing
 from pia.drafting.token_ids import as_token_ids
 from pia.errors import TraceError
 
@@ -79,7 +78,8 @@ class Trace:
         for part, sequences in parts.items():
             arrays[f"{part}_tokens"] = _narrow(np.concatenate([np.empty(0, np.int32), *sequences]))
             arrays[f"{part}_offsets"] = np.cumsum([0, *map(len, sequences)], dtype=np.int64)
-        _replace(Path(path), arrays)
+        with replacing(Path(path)) as file:
+            np.savez_compressed(file, **arrays)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -128,22 +128,6 @@ def _read_npz(
     if predictions and len(predictions) != len(prompts):
         raise TraceError(f"{path} is damaged: it has {len(prompts)} prompts and {len(predictions)} predictions")
     return prompts, outputs, meta, predictions
-
-
-def _replace(target: Path, arrays: Mapping[str, Any]) -> None:
-    target = target.resolve()  # through a symbolic link, to the file it stands for
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            np.savez_compressed(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        if target.exists():
-            shutil.copymode(target, temporary)
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _split(tokens: npt.NDArray[Any], offsets: npt.NDArray[Any]) -> list[TokenArray]:

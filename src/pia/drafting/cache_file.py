@@ -22,12 +22,9 @@ Format 1 is the same without request ids, and is still read.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import secrets
-import shutil
 import struct
 import zlib
 from collections.abc import Iterable
@@ -38,6 +35,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from pia.drafting.atomic_file import replacing
 from pia.drafting.cache import DEFAULT_MAX_BYTES, DraftCache, LearnedSequences
 from pia.errors import CacheFileError
 
@@ -62,29 +60,14 @@ def save(cache: DraftCache, path: str | os.PathLike[str]) -> None:
     """
     target = Path(path)
     try:
-        _replace(target, _encode(cache))
+        parts = _encode(cache)
+        with replacing(target) as file:
+            _write_with_digest(file, parts)
     except OSError as error:
         raise CacheFileError(
             f"can't save the draft cache to {target}: {error.strerror or error}; "
             "make sure that the folder exists, is writable and has room, or choose another path"
         ) from error
-
-
-def _replace(target: Path, parts: Iterable[bytes]) -> None:
-    target = target.resolve()  # through a symbolic link, to the file it stands for
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            _write_with_digest(file, parts)
-            file.flush()
-            os.fsync(file.fileno())
-        if target.exists():
-            shutil.copymode(target, temporary)
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(target.parent)
 
 
 def _write_with_digest(file: BinaryIO, parts: Iterable[bytes]) -> None:
@@ -93,16 +76,6 @@ def _write_with_digest(file: BinaryIO, parts: Iterable[bytes]) -> None:
         digest.update(part)
         file.write(part)
     file.write(digest.digest())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the new name durable. Not every file system can; the file itself is complete either way."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _encode(cache: DraftCache) -> list[bytes]:

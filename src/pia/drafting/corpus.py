@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pia import _core
-from pia.drafting import corpus_file
+from pia.drafting import atomic_file, corpus_file
 from pia.drafting.corpus_file import CorpusHeader
 from pia.drafting.token_ids import TokenSequence, as_token_ids
 from pia.errors import CacheFileError
@@ -190,7 +190,7 @@ class CorpusBuilder:
             raise ValueError(f"max_memory must be at least {MIN_MAX_MEMORY} bytes (1 MiB), not {max_memory}")
         self._path = path
         self._target = Path(path).resolve()  # through a symbolic link, to the file it stands for
-        self._temporary = corpus_file.temporary_beside(self._target)
+        self._temporary = atomic_file.temporary_beside(self._target)
         self._vocab_size = vocab_size
         self._fingerprint = tokenizer_fingerprint
         self._lock = threading.Lock()
@@ -250,7 +250,7 @@ class CorpusBuilder:
                 header = corpus_file.native_header(figures, self._vocab_size, self._fingerprint)
                 with open(self._temporary, "r+b") as file:
                     file.write(corpus_file.pack_header(header))
-                corpus_file.put_in_place(self._temporary, self._target)
+                atomic_file.put_in_place(self._temporary, self._target)
             except OSError as error:
                 raise self._cannot_write(error) from error
             finally:

@@ -22,11 +22,8 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
-import shutil
 import struct
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from pia import _core
@@ -148,29 +145,6 @@ _FIGURES = tuple(
     for field in fields(CorpusHeader)
     if field.name not in ("vocab_size", "tokenizer_fingerprint", "shapes", "hash_probe")
 )
-
-
-# --- Files -----------------------------------------------------------------------------------------------------------
-
-
-def temporary_beside(target: Path) -> Path:
-    """A new name in the folder of a file that is to be replaced."""
-    return target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
-
-
-def put_in_place(temporary: Path, target: Path) -> None:
-    """Lets a finished file take the place of another, durably: whatever happens, it is the old one or the new."""
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    if target.exists():
-        shutil.copymode(target, temporary)
-    os.replace(temporary, target)
-    with contextlib.suppress(OSError):  # makes the name durable; not every file system can
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def damaged(path: str | os.PathLike[str], why: str) -> CacheFileError:

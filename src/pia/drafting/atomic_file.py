@@ -1,0 +1,54 @@
+"""Files that are replaced whole: whatever happens, what stands under a name is the old file or the new one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Opens a new file for writing that takes the place of `path` once the block has ended well.
+
+    Raises:
+        OSError: If it can't be written; an old file is left as it was.
+    """
+    target = path.resolve()  # through a symbolic link, to the file it stands for
+    temporary = temporary_beside(target)
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+        put_in_place(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def temporary_beside(target: Path) -> Path:
+    """A new name in the folder of a file that is to be replaced."""
+    return target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+
+
+def put_in_place(temporary: Path, target: Path) -> None:
+    """Lets a finished file take the place of another, durably."""
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    if target.exists():
+        shutil.copymode(target, temporary)
+    os.replace(temporary, target)
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the new name durable. Not every file system can; the file itself is complete either way."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
