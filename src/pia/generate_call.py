@@ -13,6 +13,7 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList, Stop
 from pia.decoding.chooser import TokenChooser
 from pia.decoding.request import Request, Stopping
 from pia.errors import PromptError, UnsupportedOptionError
+from pia.models.inputs_probe import passing_reason
 
 _KNOWN_INPUTS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"}
 """Model inputs that PIA makes itself."""
@@ -102,6 +103,22 @@ class GenerateCall:
         return None
 
 
+class _HeldCall(GenerateCall):
+    """A call that is decoded after `generate` has returned; it remembers how a wrapper had changed the model."""
+
+    def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(model, *args, **kwargs)
+        self._passing_reason = passing_reason(model)
+
+    def check_model(self) -> None:
+        """Raises `UnsupportedOptionError` if the model is no longer what it was while `generate` ran."""
+        if passing_reason(self.model) != self._passing_reason:
+            raise UnsupportedOptionError(
+                f"{self._passing_reason}; it does so only while its own generate runs, so its steps cannot be had one "
+                "by one: call model.generate(..., custom_generate=lookahead), with a streamer for the tokens"
+            )
+
+
 def caller_argument(name: str) -> Any:
     """An argument of the `generate` call we are in that Transformers does not pass on, or `None`.
 
@@ -149,16 +166,18 @@ def prepare(model: Any, input_ids: torch.Tensor, **kwargs: Any) -> GenerateCall:
 
     Raises:
         PromptError: the prompt is empty or foreign to the model.
-        UnsupportedOptionError: an option that PIA cannot honour, or a `streamer` (the caller has the steps themselves).
+        UnsupportedOptionError: an option that PIA cannot honour, a `streamer` (the caller has the steps themselves), or
+            a wrapper such as PEFT's prompt tuning, which changes the model for the time of its `generate` alone.
     """
     if kwargs.get("streamer") is not None:
         raise UnsupportedOptionError("a streamer has no use here: the steps themselves are the stream; leave it out")
     if input_ids.numel() == 0:  # Transformers would begin a text of its own
         raise PromptError("the prompt is empty; give at least one token")
-    kwargs = {**with_stop_criterion(model, kwargs), "custom_generate": GenerateCall}
+    kwargs = {**with_stop_criterion(model, kwargs), "custom_generate": _HeldCall}
     # The class's method, since on an accelerated model the instance's own would decode. A compiled model has none.
     unbound = getattr(type(model), "generate", None)
-    call: GenerateCall = unbound(model, input_ids, **kwargs) if unbound else model.generate(input_ids, **kwargs)
+    call: _HeldCall = unbound(model, input_ids, **kwargs) if unbound else model.generate(input_ids, **kwargs)
+    call.check_model()
     return call
 
 

@@ -108,11 +108,6 @@ def test_falls_back_with_the_reason(name, caplog):
     torch.manual_seed(0)
     model = make().eval()
     model.generation_config.pad_token_id = 0
-    if (
-        mode
-        and type(model).prepare_inputs_for_generation is not transformers.GenerationMixin.prepare_inputs_for_generation
-    ):
-        mode, reason = Mode.PLAIN, "prepares its inputs"  # which families do so changes with Transformers' release
     options = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None}
     for prompt in prompts(6, seed=61, longest=60):
         expected = model.generate(prompt, **options)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from transformers import GenerationMixin
 from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from pia.models.inputs_probe import skipped_inputs
 
 _MASKED_ATTENTION = ("sdpa", "eager")
 """Attention implementations that take any additive 4-D mask."""
@@ -55,9 +56,8 @@ def declared_capability(model: Any) -> Capability:
 def _reason_for_plain(model: Any, config: Any) -> str | None:
     if getattr(model, "_is_stateful", False):
         return "the model keeps a recurrent state, which cannot be rolled back"
-    prepare = type(model).prepare_inputs_for_generation
-    if prepare is not GenerationMixin.prepare_inputs_for_generation or "prepare_inputs_for_generation" in vars(model):
-        return "it prepares its inputs in a way of its own, which calling its forward directly would skip"
+    if (skipped := skipped_inputs(model)) is not None:
+        return skipped
     odd = [type(layer).__name__ for layer in _cache_layers(config) if not isinstance(layer, DynamicLayer)]
     if odd:
         return f"its cache has layers that are not plain keys and values ({odd[0]})"

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pia.drafting.budget import CostCurve
 from pia.models.capability import Capability, Mode, declared_capability
 from pia.models.costs import measure_costs
+from pia.models.inputs_probe import passing_reason
 from pia.models.self_check import proved_capability
 
 _Answer = TypeVar("_Answer")
@@ -25,6 +26,9 @@ _lock = threading.RLock()
 
 def capability_of(model: Any, *, self_check: bool) -> Capability:
     """What a model can verify: as it declares, and with `self_check` as it proves. Found out at first use."""
+    passing = passing_reason(model)
+    if passing is not None:
+        return _remembered(model, ("passing", passing), lambda: _warned(model, Capability(Mode.PLAIN, passing)))
     return _remembered(model, ("capability", self_check), lambda: _find_capability(model, self_check))
 
 
@@ -50,6 +54,10 @@ def _find_capability(model: Any, self_check: bool) -> Capability:
     if self_check and capability.can_verify_chains:
         with _evaluating(model):
             capability = proved_capability(model, capability)
+    return _warned(model, capability)
+
+
+def _warned(model: Any, capability: Capability) -> Capability:
     if capability.mode != Mode.TREE:
         logger.warning("PIA decodes %s in %s mode: %s", type(model).__name__, capability.mode.label, capability.reason)
     return capability
