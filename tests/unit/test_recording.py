@@ -142,7 +142,7 @@ def test_a_batch_is_recorded_too(tmp_path, llama):
     found = requests(tmp_path / "x.jsonl")
     assert len(found) == 2  # in the order in which they end
     for row, prompt in enumerate([[5, 6], [5, 6, 7, 8]]):
-        answer = dict((tuple(prompt), answer) for prompt, answer in found)[tuple(prompt)]
+        answer = {tuple(asked): given for asked, given in found}[tuple(prompt)]
         assert answer == output[row, 4 : 4 + len(answer)].tolist()
 
 

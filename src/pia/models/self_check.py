@@ -74,6 +74,7 @@ def _plain_noise(model: Any, prompt: torch.Tensor, text: list[int], expected: to
     error = 0.0
     for position in range(prompt.shape[1] - 1, len(text)):
         logits = runner.forward([text[position]], [DraftTree.empty()])[0]
+        runner.keep([[0]])
         error = _worst(error, _distance(logits, expected[position : position + 1]))
     return error
 
