@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from pia.drafting.budget import CostCurve
+from pia.models.adapters import adapter_of
 from pia.models.capability import Capability, Mode, declared_capability
 from pia.models.costs import measure_costs
 from pia.models.inputs_probe import passing_reason
@@ -30,6 +31,12 @@ def capability_of(model: Any, *, self_check: bool) -> Capability:
     if passing is not None:
         return _remembered(model, ("passing", passing), lambda: _warned(model, Capability(Mode.PLAIN, passing)))
     return _remembered(model, ("capability", self_check), lambda: _find_capability(model, self_check))
+
+
+def can_batch(model: Any, capability: Capability) -> bool:
+    """Whether rows of different lengths can be verified together: it takes masks and positions of each row's own."""
+    adapter = adapter_of(model)
+    return capability.can_verify_trees and (adapter is None or adapter.can_batch)
 
 
 def curve_of(model: Any, *, can_branch: bool) -> CostCurve:
