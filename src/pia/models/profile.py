@@ -14,6 +14,7 @@ from pia.models.adapters import adapter_of
 from pia.models.capability import Capability, Mode, declared_capability
 from pia.models.costs import measure_costs
 from pia.models.inputs_probe import passing_reason
+from pia.models.placement import compute_dtype, input_device
 from pia.models.self_check import proved_capability
 
 _Answer = TypeVar("_Answer")
@@ -47,7 +48,7 @@ def curve_of(model: Any, *, can_branch: bool) -> CostCurve:
 def _remembered(model: Any, question: tuple[Any, ...], find_out: Callable[[], _Answer]) -> _Answer:
     """The answer for this model as it is now: its dtype, device and attention may be changed any time."""
     implementation = getattr(model.config, "_attn_implementation", None)
-    key = (*question, model.dtype, model.device, implementation)
+    key = (*question, compute_dtype(model), input_device(model), implementation)
     with _lock:
         answers = _known.setdefault(model, {})
         if key not in answers:
