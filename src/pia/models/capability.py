@@ -10,6 +10,7 @@ from typing import Any
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from pia.models.inputs_probe import skipped_inputs
+from pia.models.rows_probe import dependent_rows
 
 _MASKED_ATTENTION = ("sdpa", "eager")
 """Attention implementations that take any additive 4-D mask."""
@@ -44,7 +45,7 @@ class Capability:
 
 
 def declared_capability(model: Any) -> Capability:
-    """Reads what the model's class, configuration and cache say of themselves. Nothing is run."""
+    """Reads what the model's class, configuration and cache say of themselves; its forward is not run."""
     config = model.config.get_text_config(decoder=True)
     for mode, find in ((Mode.PLAIN, _reason_for_plain), (Mode.CHAIN, _reason_for_chain)):
         reason = find(model, config)
@@ -56,8 +57,8 @@ def declared_capability(model: Any) -> Capability:
 def _reason_for_plain(model: Any, config: Any) -> str | None:
     if getattr(model, "_is_stateful", False):
         return "the model keeps a recurrent state, which cannot be rolled back"
-    if (skipped := skipped_inputs(model)) is not None:
-        return skipped
+    if (doubt := skipped_inputs(model) or dependent_rows(model)) is not None:
+        return doubt
     odd = [type(layer).__name__ for layer in _cache_layers(config) if not isinstance(layer, DynamicLayer)]
     if odd:
         return f"its cache has layers that are not plain keys and values ({odd[0]})"

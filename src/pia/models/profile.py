@@ -15,6 +15,7 @@ from pia.models.capability import Capability, Mode, declared_capability
 from pia.models.costs import measure_costs
 from pia.models.inputs_probe import passing_reason
 from pia.models.placement import compute_dtype, input_device
+from pia.models.rows_probe import weight_kinds
 from pia.models.self_check import proved_capability
 
 _Answer = TypeVar("_Answer")
@@ -46,9 +47,9 @@ def curve_of(model: Any, *, can_branch: bool) -> CostCurve:
 
 
 def _remembered(model: Any, question: tuple[Any, ...], find_out: Callable[[], _Answer]) -> _Answer:
-    """The answer for this model as it is now: its dtype, device and attention may be changed any time."""
+    """The answer for this model as it is now: its dtype, device, attention and weights may be changed any time."""
     implementation = getattr(model.config, "_attn_implementation", None)
-    key = (*question, compute_dtype(model), input_device(model), implementation)
+    key = (*question, compute_dtype(model), input_device(model), implementation, weight_kinds(model))
     with _lock:
         answers = _known.setdefault(model, {})
         if key not in answers:
