@@ -14,7 +14,9 @@ from pia.decoding.chooser import TokenChooser
 from pia.decoding.request import Request, Stopping
 from pia.errors import PromptError, UnsupportedOptionError
 
-_KNOWN_INPUTS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"}
+_CACHES = ("past_key_values", "cache_params")
+"""What models call the cache that Transformers makes for them."""
+_KNOWN_INPUTS = {"attention_mask", "position_ids", "use_cache", "logits_to_keep", "cache_position", *_CACHES}
 """Model inputs that PIA makes itself."""
 
 
@@ -68,10 +70,13 @@ class GenerateCall:
         """Requests in this call."""
         return int(self.input_ids.shape[0])
 
-    def plain_reason(self) -> str | None:
-        """Why Transformers' own cache, masks and positions must stay as they are for this call, or `None`."""
+    def plain_reason(self, *, is_recurrent: bool = False) -> str | None:
+        """Why Transformers' own cache, masks and positions must stay as they are for this call, or `None`.
+
+        With `is_recurrent` the model keeps a state, which padding would run through in some families.
+        """
         extra = [name for name, value in self.model_kwargs.items() if name not in _KNOWN_INPUTS and value is not None]
-        cache = self.model_kwargs.get("past_key_values")
+        cache = next((self.model_kwargs[name] for name in _CACHES if self.model_kwargs.get(name) is not None), None)
         if extra:
             return f"the model is given {', '.join(sorted(extra))}"
         if not self.model_kwargs.get("use_cache", True):
@@ -80,8 +85,10 @@ class GenerateCall:
             return f"the caller chose a {type(cache).__name__}"
         if getattr(cache, "_is_user_defined", False) or getattr(cache, "offloading", False):
             return "the caller's own cache is to be filled"
-        if cache is not None and cache.get_seq_length() > 0:
+        if cache is not None and _holds_text(cache):
             return "the cache already holds text"
+        if is_recurrent and self._num_padding():
+            return "the prompt is padded, and padding may leave a trace in a recurrent state"
         return self._odd_positions()
 
     def _num_padding(self) -> int:
@@ -100,6 +107,13 @@ class GenerateCall:
             if positions.shape[-1] != self.input_ids.shape[1] or not torch.equal(positions[0, padding:], expected):
                 return "position_ids of the caller's own are kept as they are"
         return None
+
+
+def _holds_text(cache: DynamicCache) -> bool:
+    states = [layer for layer in cache.layers if hasattr(layer, "has_previous_state")]
+    if states:
+        return any(any(layer.has_previous_state.values()) for layer in states)
+    return bool(cache.get_seq_length() > 0)
 
 
 def caller_argument(name: str) -> Any:

@@ -28,6 +28,7 @@ from pia.generate_call import GenerateCall, caller_argument, vocab_size
 from pia.models.capability import Capability, Mode
 from pia.models.kv import SlabCache
 from pia.models.profile import capability_of, curve_of
+from pia.models.recurrent import RecurrentRunner
 from pia.models.runner import Runner, SlabRunner, StockRunner
 from pia.prediction import NO_PREDICTION, Prediction, prediction_ids
 from pia.recording import TraceRecorder, model_name, record_rows, recorded
@@ -196,12 +197,16 @@ class Lookahead:
     def _examine(self, call: GenerateCall, config: LookaheadConfig) -> tuple[Capability, CostCurve | None]:
         """What the model can verify in this call, and what that costs if it matters."""
         capability = capability_of(call.model, self_check=config.self_check and config.budget != 0)
-        reason = call.plain_reason() if capability.can_verify_chains else None
+        is_recurrent = capability.is_recurrent
+        reason = call.plain_reason(is_recurrent=is_recurrent) if capability.can_verify_chains else None
         if reason is not None:
             self._warn_once(f"PIA decodes plainly: {reason}")
             capability = Capability(Mode.PLAIN, reason)
-        needs_curve = config.budget == "auto" and capability.can_verify_chains
-        return capability, curve_of(call.model, can_branch=capability.can_verify_trees) if needs_curve else None
+        if config.budget != "auto" or not capability.can_verify_chains:
+            return capability, None
+        return capability, curve_of(
+            call.model, can_branch=capability.can_verify_trees, is_recurrent=capability.is_recurrent
+        )
 
     def _new_policy(self, model: Any, curve: CostCurve | None, config: LookaheadConfig) -> BudgetPolicy:
         """The budget of one request; an automatic one goes on from what earlier requests showed."""
@@ -301,6 +306,8 @@ def context_length(model: Any) -> int | None:
 def _new_runner(call: GenerateCall, capability: Capability, config: LookaheadConfig) -> Runner:
     if not capability.can_verify_chains:
         return StockRunner(call.model, call.config, call.model_kwargs)
+    if capability.is_recurrent:
+        return RecurrentRunner(call.model, prefill_chunk_size=call.config.prefill_chunk_size)
     largest_tree = config.max_budget if config.budget == "auto" else config.budget
     max_length = call.stopping_criteria.max_length
     return SlabRunner(
