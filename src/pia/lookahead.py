@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +22,7 @@ from pia.decoding.request import Request, Stopping
 from pia.decoding.stats import Stats, Step
 from pia.drafting.budget import BudgetPolicy, Calibrator, CostCurve
 from pia.drafting.cache import DraftCache
+from pia.drafting.chain_budget import ChainBudgetPolicy
 from pia.drafting.fingerprint import tokenizer_fingerprint, tokenizer_vocab_size
 from pia.drafting.source import DraftSession, NoDrafts
 from pia.errors import CacheMismatchError, UnsupportedOptionError
@@ -149,7 +151,7 @@ class Lookahead:
         runner = _new_runner(call, capability, config)
         request = call.new_request(strip_padding=runner.can_draft)
         chooser = call.new_chooser()
-        policy = self._new_policy(call.model, curve, config)
+        policy = self._new_policy(call.model, curve, config, runner)
         if len(predicted_ids):
             policy.expect_much()
         drafter = self._new_drafter(call, request, capability, policy, config, predicted_ids)
@@ -208,13 +210,16 @@ class Lookahead:
             call.model, can_branch=capability.can_verify_trees, is_recurrent=capability.is_recurrent
         )
 
-    def _new_policy(self, model: Any, curve: CostCurve | None, config: LookaheadConfig) -> BudgetPolicy:
+    def _new_policy(self, model: Any, curve: CostCurve | None, config: LookaheadConfig, runner: Runner) -> BudgetPolicy:
         """The budget of one request; an automatic one goes on from what earlier requests showed."""
+        new_policy: Callable[..., BudgetPolicy] = BudgetPolicy
+        if isinstance(runner, RecurrentRunner):
+            new_policy = partial(ChainBudgetPolicy, lambda: runner.num_pending)
         if config.budget == "auto" and curve is not None:
             calibrator = self._calibrators.setdefault(model, Calibrator())
-            return BudgetPolicy(curve, max_nodes=config.max_budget, calibrator=calibrator)
+            return new_policy(curve, max_nodes=config.max_budget, calibrator=calibrator)
         fixed = 0 if config.budget == "auto" else config.budget
-        return BudgetPolicy(None, max_nodes=fixed, fixed=fixed)
+        return new_policy(None, max_nodes=fixed, fixed=fixed)
 
     def _new_drafter(
         self,
