@@ -10,6 +10,8 @@ from typing import Any
 from transformers import GenerationMixin
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from pia.models.stateful import ONE_CHAIN, keeps_nothing, keeps_state, why_no_chains
+
 _MASKED_ATTENTION = ("sdpa", "eager")
 """Attention implementations that take any additive 4-D mask."""
 
@@ -32,6 +34,8 @@ class Capability:
 
     mode: Mode
     reason: str
+    is_recurrent: bool = False
+    """Whether the model keeps a state that only `RecurrentRunner` can put back."""
 
     @property
     def can_verify_trees(self) -> bool:
@@ -45,6 +49,9 @@ class Capability:
 def declared_capability(model: Any) -> Capability:
     """Reads what the model's class, configuration and cache say of themselves. Nothing is run."""
     config = model.config.get_text_config(decoder=True)
+    if keeps_state(model, _cache_layers(config)):
+        why_plain = why_no_chains(model, config) or _reason_of_ropes(config)
+        return Capability(Mode.PLAIN if why_plain else Mode.CHAIN, why_plain or ONE_CHAIN, is_recurrent=True)
     for mode, find in ((Mode.PLAIN, _reason_for_plain), (Mode.CHAIN, _reason_for_chain)):
         reason = find(model, config)
         if reason:
@@ -53,14 +60,18 @@ def declared_capability(model: Any) -> Capability:
 
 
 def _reason_for_plain(model: Any, config: Any) -> str | None:
-    if getattr(model, "_is_stateful", False):
-        return "the model keeps a recurrent state, which cannot be rolled back"
+    if keeps_nothing(config):
+        return "its forward takes no cache, so every token costs a forward over the whole text"
     prepare = type(model).prepare_inputs_for_generation
     if prepare is not GenerationMixin.prepare_inputs_for_generation or "prepare_inputs_for_generation" in vars(model):
         return "it prepares its inputs in a way of its own, which calling its forward directly would skip"
     odd = [type(layer).__name__ for layer in _cache_layers(config) if not isinstance(layer, DynamicLayer)]
     if odd:
         return f"its cache has layers that are not plain keys and values ({odd[0]})"
+    return _reason_of_ropes(config)
+
+
+def _reason_of_ropes(config: Any) -> str | None:
     ropes = _rope_types(config)
     if ropes & {"dynamic", "longrope"}:
         return f"its positions depend on the length of the text (rope type {', '.join(sorted(ropes))})"

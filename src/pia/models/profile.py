@@ -35,9 +35,13 @@ def can_batch(model: Any, capability: Capability) -> bool:
     return capability.can_verify_trees and (adapter is None or adapter.can_batch)
 
 
-def curve_of(model: Any, *, can_branch: bool) -> CostCurve:
+def curve_of(model: Any, *, can_branch: bool, is_recurrent: bool = False) -> CostCurve:
     """What forwards of a model cost, measured at first use."""
-    return _remembered(model, ("curve", can_branch), lambda: _measure(model, can_branch))
+    return _remembered(
+        model,
+        ("curve", can_branch, is_recurrent),
+        lambda: _measure(model, can_branch=can_branch, is_recurrent=is_recurrent),
+    )
 
 
 def _remembered(model: Any, question: tuple[Any, ...], find_out: Callable[[], _Answer]) -> _Answer:
@@ -62,9 +66,9 @@ def _find_capability(model: Any, self_check: bool) -> Capability:
     return capability
 
 
-def _measure(model: Any, can_branch: bool) -> CostCurve:
+def _measure(model: Any, **kind: bool) -> CostCurve:
     with _evaluating(model):
-        return measure_costs(model, can_branch=can_branch)
+        return measure_costs(model, **kind)
 
 
 @contextmanager
