@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,10 @@ def proved_capability(model: Any, declared: Capability) -> Capability:
     while mode > Mode.PLAIN:
         failure = _failure(model, mode, tolerance)
         if failure is None:
-            return Capability(mode, reason)
+            return replace(declared, mode=mode, reason=reason, can_batch=declared.can_batch and mode == Mode.TREE)
         reason = f"self-check: {failure}"
         mode = Mode(mode - 1)
-    return Capability(mode, reason)
+    return replace(declared, mode=mode, reason=reason, can_batch=False)
 
 
 def _failure(model: Any, mode: Mode, tolerance: float) -> str | None:
