@@ -54,13 +54,6 @@ def own_window():
     return transformers.LlamaForCausalLM(config)
 
 
-def unknown_layers():
-    """A configuration whose layer types somebody has invented."""
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**_BASE))
-    model.config.layer_types = ["window_attention", "full_attention"]
-    return model
-
-
 def doge():
     return transformers.DogeForCausalLM(transformers.DogeConfig(**_BASE))
 
@@ -84,7 +77,6 @@ CASES = {
     "own-window": (own_window, Mode.CHAIN, "attention_window_size"),
     "own-inputs": (own_inputs, Mode.PLAIN, "prepares its inputs"),
     "no-positions": (no_positions, Mode.CHAIN, "position_ids"),
-    "unknown-layers": (unknown_layers, Mode.CHAIN, "window_attention"),
     "doge": (doge, Mode.PLAIN, "highest scores"),
     "mamba": (mamba, Mode.PLAIN, "recurrent"),
 }

@@ -28,6 +28,8 @@ class PositionLimits:
 
     def max_depth(self, position: int) -> int | None:
         """How many tokens a draft may run ahead of the last accepted token at `position`; `None` is any number."""
+        if position == self.refill_at:
+            return 0  # the whole text is fed, and nothing beside it
         is_before = self.crossing is not None and position < self.crossing
         ends = [self.max_tree_position, self.crossing if is_before else None]
         depths = [end - 1 - position for end in ends if end is not None]
