@@ -9,8 +9,8 @@ import transformers
 from checks import check_batch, check_generation, check_tree_rows, prompts
 from zoo import VOCAB, ZOO, build, is_known
 
-from pia.models.capability import mask_name
-from pia.models.families import BY_TYPE, ONE, PLAIN, TREE, WINDOW, all_families
+from pia.models.capability import mask_kind
+from pia.models.families import PLAIN, TREE, all_families
 from pia.models.profile import capability_of
 
 ROWS = {family.name: family for family in all_families() if family.name in ZOO}
@@ -22,7 +22,6 @@ WHOLE = (
 """Families checked in every respect in the quick suite; the others in every respect only in the slow one."""
 NO_FLOAT64 = {"xglm"}
 """Models of Transformers that fail in float64 by themselves."""
-MASK_NAMES = {"one": ONE, "one, with a window": WINDOW}
 
 families = pytest.mark.parametrize("name", sorted(ROWS))
 whole_families = pytest.mark.parametrize(
@@ -62,7 +61,7 @@ def test_capability_is_that_of_the_table(name):
     assert capability.can_batch == row.can_batch
     assert row.note in capability.reason
     if row.mode == TREE:
-        assert MASK_NAMES.get(mask_name(model), BY_TYPE) == row.masks
+        assert mask_kind(model) == row.masks
 
 
 @families

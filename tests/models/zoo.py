@@ -46,6 +46,13 @@ _MLA = dict(
     num_key_value_heads=4, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8
 )
 _INDEXER = dict(index_topk=6, index_n_heads=32, index_head_dim=16)
+_LONGROPE = dict(
+    rope_type="longrope",
+    rope_theta=10000.0,
+    short_factor=[1.0, 1.1, 1.2, 1.3],
+    long_factor=[3.0, 5.0, 7.0, 9.0],
+    original_max_position_embeddings=48,
+)
 
 ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     # name: (model class, options of its configuration)
@@ -63,6 +70,11 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
                 rope_theta=10000.0,
             )
         ),
+    ),
+    "llama (dynamic rope)": (
+        "LlamaForCausalLM",
+        _BASE
+        | dict(max_position_embeddings=48, rope_parameters=dict(rope_type="dynamic", factor=4.0, rope_theta=10000.0)),
     ),
     "mistral": ("MistralForCausalLM", _BASE | _SLIDING),
     "mixtral": ("MixtralForCausalLM", _BASE | _LOCAL | dict(sliding_window=None)),
@@ -129,6 +141,11 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3ForCausalLM", _BASE | dict(sliding_window=None)),
     "phi3 (window)": ("Phi3ForCausalLM", _BASE | _SLIDING),
     "phimoe": ("PhimoeForCausalLM", _BASE | _LOCAL | dict(sliding_window=None)),
+    "phi3 (longrope)": (
+        "Phi3ForCausalLM",
+        _BASE | dict(sliding_window=None, original_max_position_embeddings=48, rope_parameters=_LONGROPE),
+    ),
+    "minicpm3 (longrope)": ("MiniCPM3ForCausalLM", _BASE | _MLA | dict(rope_parameters=_LONGROPE)),
     "glm": ("GlmForCausalLM", _BASE | _HEADS),
     "glm4": ("Glm4ForCausalLM", _BASE | _HEADS),
     "glm4_moe": ("Glm4MoeForCausalLM", _BASE | _HEADS | _ROUTED),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, Literal
 
 from transformers import GenerationMixin
 from transformers.cache_utils import DynamicCache, DynamicLayer
@@ -24,6 +24,12 @@ _HARMLESS_INPUTS = frozenset(
 )
 """Families whose own `prepare_inputs_for_generation` changes nothing for text: images, token types that the forward
 ignores, masks, or what `PositionLimits.refill_at` does as well."""
+MaskKind = Literal["one", "window", "by type"]
+_MASK_REASONS: dict[MaskKind, str] = {
+    "one": "explicit masks",
+    "window": "explicit masks with the sliding window",
+    "by type": "explicit masks by layer type",
+}
 _MASKED_ATTENTION = ("sdpa", "eager")
 """Attention implementations that take any additive 4-D mask."""
 
@@ -73,18 +79,17 @@ def declared_capability(model: Any) -> Capability:
         if reason:
             return Capability(mode, reason, positions=position_limits(model))
     adapter, positions = adapter_of(model), position_limits(model)
-    parts = [f"explicit masks ({mask_name(model)})", adapter.note if adapter else None, positions.reason]
+    parts = [_MASK_REASONS[mask_kind(model)], adapter.note if adapter else None, positions.reason]
     # The largest position of a forward decides for all its rows, so rows of different lengths would not mix.
     can_batch = positions.reason is None and (adapter is None or adapter.can_batch)
     return Capability(Mode.TREE, "; ".join(filter(None, parts)), can_batch, positions)
 
 
-def mask_name(model: Any) -> str:
-    """What masks a model takes, in a word or two."""
-    kinds = mask_kinds(model.config)
-    if kinds:
-        return "by layer type" if len(kinds) > 1 else f"one for {kinds[0].replace('_', ' ')}"
-    return "one, with a window" if reach(model.config) else "one"
+def mask_kind(model: Any) -> MaskKind:
+    """What masks a model takes: one for all layers, one with a window in it, or one by type of layer."""
+    if mask_kinds(model.config):
+        return "by type"
+    return "window" if reach(model.config) else "one"
 
 
 def _reason_for_plain(model: Any, config: Any) -> str | None:

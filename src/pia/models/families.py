@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pia.models.capability import MaskKind
 
 TREE, CHAIN, PLAIN = "tree", "chain", "plain"
-ONE, WINDOW, BY_TYPE = "one", "window", "by type"
+WINDOW: MaskKind = "window"
+BY_TYPE: MaskKind = "by type"
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Family:
     name: str
     architecture: str
     mode: str = TREE
-    masks: str = ONE
+    masks: MaskKind = "one"
     can_batch: bool = True
     note: str = ""
 
@@ -37,6 +41,12 @@ class Family:
 ATTENTION: tuple[Family, ...] = (
     Family("llama", "LlamaForCausalLM"),
     Family("llama (llama3 rope)", "LlamaForCausalLM"),
+    Family(
+        "llama (dynamic rope)",
+        "LlamaForCausalLM",
+        can_batch=False,
+        note="dynamic rope: one token at a time beyond its original length",
+    ),
     Family("mistral", "MistralForCausalLM", masks=WINDOW),
     Family("mixtral", "MixtralForCausalLM"),
     Family("mixtral (window)", "MixtralForCausalLM", masks=WINDOW),
@@ -70,6 +80,18 @@ ATTENTION: tuple[Family, ...] = (
     Family("phi3", "Phi3ForCausalLM"),
     Family("phi3 (window)", "Phi3ForCausalLM", masks=WINDOW),
     Family("phimoe", "PhimoeForCausalLM"),
+    Family(
+        "phi3 (longrope)",
+        "Phi3ForCausalLM",
+        can_batch=False,
+        note="longrope: no draft crosses its original length, where the text is fed anew",
+    ),
+    Family(
+        "minicpm3 (longrope)",
+        "MiniCPM3ForCausalLM",
+        can_batch=False,
+        note="longrope: no draft crosses its original length",
+    ),
     Family("glm", "GlmForCausalLM"),
     Family("glm4", "Glm4ForCausalLM"),
     Family("glm4_moe", "Glm4MoeForCausalLM"),

@@ -45,12 +45,14 @@ def position_limits(model: Any) -> PositionLimits:
     types = rope_types(config)
     if "dynamic" in types:
         end = int(config.max_position_embeddings)
-        return PositionLimits(max_tree_position=end, reason=f"dynamic rope: one token at a time from position {end} on")
+        reason = f"dynamic rope: one token at a time beyond its original length (position {end})"
+        return PositionLimits(max_tree_position=end, reason=reason)
     if "longrope" in types:
-        end = min(group["original_max_position_embeddings"] for group in _groups(config, "longrope"))
-        refill = config.original_max_position_embeddings if _feeds_anew(model) else None
-        what = "no draft crosses" if refill is None else "no draft crosses, and the text is fed anew at,"
-        return PositionLimits(crossing=int(end), refill_at=refill, reason=f"longrope: {what} position {end}")
+        end = min(int(group["original_max_position_embeddings"]) for group in _groups(config, "longrope"))
+        refill_at = int(config.original_max_position_embeddings) if _feeds_anew(model) else None
+        there = "" if refill_at is None else ", where the text is fed anew"
+        reason = f"longrope: no draft crosses its original length{there} (position {end})"
+        return PositionLimits(crossing=end, refill_at=refill_at, reason=reason)
     return NO_LIMITS
 
 
