@@ -26,7 +26,7 @@ from pia.drafting.source import DraftSession, NoDrafts
 from pia.errors import CacheMismatchError, RowsInStepError, UnsupportedOptionError
 from pia.generate_call import GenerateCall, caller_argument, row_generators, vocab_size
 from pia.models.capability import Capability, Mode
-from pia.models.profile import can_batch, capability_of, curve_of
+from pia.models.profile import capability_of, curve_of
 from pia.models.recurrent import RecurrentRunner
 from pia.models.runner import Runner, SlabRunner, StockRunner
 from pia.output import Decoding, LookaheadOutput, output_of
@@ -136,7 +136,7 @@ class Lookahead:
         config = config or self.config
         predicted_ids = predicted_ids or [NO_PREDICTION] * call.num_rows
         capability, curve = self._examine(call, config)
-        if call.num_rows > 1 and not can_batch(call.model, capability):
+        if call.num_rows > 1 and not capability.can_batch:
             raise RowsInStepError(capability.reason)
         runner = _new_runner(call, capability, config)
         policy = self._new_policy(call, curve, config, runner)
@@ -152,6 +152,7 @@ class Lookahead:
                 shape=config.shape if capability.can_verify_trees else "chain",
                 max_length=context_length(call.model),
                 vocab_size=vocab_size(call.model),
+                depth_at=capability.positions.max_depth,
             )
             for request, predicted in zip(requests, predicted_ids, strict=True)
         ]

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `pia env`."""
-    from pia.cli.models import load_model, quiet_libraries
+    from pia.cli.loading import load_model, quiet_libraries
 
     quiet_libraries()
     from pia.bench.machine import describe_machine

@@ -29,10 +29,10 @@ def proved_capability(model: Any, declared: Capability) -> Capability:
     while mode > Mode.PLAIN:
         failure = _failure(model, replace(declared, mode=mode), tolerance)
         if failure is None:
-            return replace(declared, mode=mode, reason=reason)
+            return replace(declared, mode=mode, reason=reason, can_batch=declared.can_batch and mode == Mode.TREE)
         reason = f"self-check: {failure}"
         mode = Mode(mode - 1)
-    return replace(declared, mode=mode, reason=reason)
+    return replace(declared, mode=mode, reason=reason, can_batch=False)
 
 
 def _failure(model: Any, claimed: Capability, tolerance: float) -> str | None:
