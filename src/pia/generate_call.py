@@ -16,6 +16,7 @@ from pia.decoding.chooser import TokenChooser
 from pia.decoding.request import Request, Stopping
 from pia.decoding.row_processors import criteria_for_row, processors_for_row
 from pia.errors import PromptError, UnsupportedOptionError
+from pia.models.inputs_probe import passing_reason
 
 _CACHES = ("past_key_values", "cache_params")
 """What models call the cache that Transformers makes for them."""
@@ -131,6 +132,22 @@ def _holds_text(cache: DynamicCache) -> bool:
     return bool(cache.get_seq_length() > 0)
 
 
+class _HeldCall(GenerateCall):
+    """A call that is decoded after `generate` has returned; it remembers how a wrapper had changed the model."""
+
+    def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(model, *args, **kwargs)
+        self._passing_reason = passing_reason(model)
+
+    def check_model(self) -> None:
+        """Raises `UnsupportedOptionError` if the model is no longer what it was while `generate` ran."""
+        if passing_reason(self.model) != self._passing_reason:
+            raise UnsupportedOptionError(
+                f"{self._passing_reason}; it does so only while its own generate runs, so its steps cannot be had one "
+                "by one: call model.generate(..., custom_generate=lookahead), with a streamer for the tokens"
+            )
+
+
 def row_generators(call: GenerateCall, seeds: Sequence[int] | None) -> list[torch.Generator | None]:
     """What each row draws its random numbers from; `None` is torch's own generator.
 
@@ -196,16 +213,18 @@ def prepare(model: Any, input_ids: torch.Tensor, **kwargs: Any) -> GenerateCall:
 
     Raises:
         PromptError: the prompt is empty or foreign to the model.
-        UnsupportedOptionError: an option that PIA cannot honour, or a `streamer` (the caller has the steps themselves).
+        UnsupportedOptionError: an option that PIA cannot honour, a `streamer` (the caller has the steps themselves), or
+            a wrapper such as PEFT's prompt tuning, which changes the model for the time of its `generate` alone.
     """
     if kwargs.get("streamer") is not None:
         raise UnsupportedOptionError("a streamer has no use here: the steps themselves are the stream; leave it out")
     if input_ids.numel() == 0:  # Transformers would begin a text of its own
         raise PromptError("the prompt is empty; give at least one token")
-    kwargs = {**with_stop_criterion(model, kwargs), "custom_generate": GenerateCall}
+    kwargs = {**with_stop_criterion(model, kwargs), "custom_generate": _HeldCall}
     # The class's method, since on an accelerated model the instance's own would decode. A compiled model has none.
     unbound = getattr(type(model), "generate", None)
-    call: GenerateCall = unbound(model, input_ids, **kwargs) if unbound else model.generate(input_ids, **kwargs)
+    call: _HeldCall = unbound(model, input_ids, **kwargs) if unbound else model.generate(input_ids, **kwargs)
+    call.check_model()
     return call
 
 

@@ -16,6 +16,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from pia.drafting.tree import DraftTree
+from pia.models.placement import input_device
 from pia.models.snapshot import StateSnapshot
 
 _CACHE_ARGUMENTS = ("past_key_values", "cache_params", "state")
@@ -37,7 +38,7 @@ class RecurrentRunner:
 
     def __init__(self, model: Any, *, prefill_chunk_size: int | None = None) -> None:
         self.model = model
-        self.device = model.device
+        self.device = input_device(model)
         self._chunk_size = prefill_chunk_size
         name = cache_argument(model)
         assert name is not None, "a model with a recurrent state takes it as an argument"

@@ -9,6 +9,7 @@ import torch
 from transformers import GenerationConfig
 
 from pia.drafting.tree import DraftTree
+from pia.models.placement import input_device
 from pia.models.recurrent import RecurrentRunner
 from pia.models.runner import StockRunner
 
@@ -27,7 +28,7 @@ def recurrent_errors(model: Any) -> tuple[float, float]:
         forward without a cache; and that of the former against the latter.
     """
     text = _example_text(model)
-    whole = model(input_ids=torch.tensor([text], device=model.device), use_cache=False).logits[0]
+    whole = model(input_ids=torch.tensor([text], device=input_device(model)), use_cache=False).logits[0]
     scale = float(whole[_PROMPT_LENGTH - 1 :].double().std())
     start = _PROMPT_LENGTH - 1
     whole, plain, chains = whole[start:], _plain_rows(model, text), _chain_rows(model, text)
@@ -53,7 +54,7 @@ def _chain_rows(model: Any, text: list[int]) -> torch.Tensor:
 
 def _plain_rows(model: Any, text: list[int]) -> torch.Tensor:
     """The same rows one token at a time, through the calls that `generate` itself makes."""
-    prompt = torch.tensor([text[:_PROMPT_LENGTH]], device=model.device)
+    prompt = torch.tensor([text[:_PROMPT_LENGTH]], device=input_device(model))
     runner = StockRunner(model, *_as_generate_prepares(model, text[:_PROMPT_LENGTH]), prompt)
     rows = [runner.prefill([prompt[0]])]
     rows += [runner.forward([token_id], [DraftTree.empty()])[0] for token_id in text[_PROMPT_LENGTH:]]
@@ -70,7 +71,7 @@ def _as_generate_prepares(model: Any, prompt: list[int]) -> tuple[Any, dict[str,
         received.append((generation_config, inputs))
         return input_ids
 
-    ids = torch.tensor([prompt], device=model.device)
+    ids = torch.tensor([prompt], device=input_device(model))
     config = GenerationConfig(max_new_tokens=64, do_sample=False, pad_token_id=0)
     # The class's own method: on an accelerated model the instance's would come back to us.
     type(model).generate(

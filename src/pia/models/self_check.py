@@ -10,6 +10,7 @@ import torch
 
 from pia.drafting.tree import DraftTree
 from pia.models.capability import Capability, Mode
+from pia.models.placement import compute_dtype, input_device
 from pia.models.recurrent_check import recurrent_errors
 from pia.models.runner import SlabRunner
 
@@ -24,7 +25,7 @@ cache."""
 
 def proved_capability(model: Any, declared: Capability) -> Capability:
     """Lowers the declared capability to what the model shows: tree, else chain, else one token at a time."""
-    tolerance = _TOLERANCE.get(model.dtype, _TOLERANCE_16_BIT)
+    tolerance = _TOLERANCE.get(compute_dtype(model), _TOLERANCE_16_BIT)
     mode, reason = declared.mode, declared.reason
     while mode > Mode.PLAIN:
         failure = _failure(model, replace(declared, mode=mode), tolerance)
@@ -61,7 +62,7 @@ def _errors(model: Any, *, can_branch: bool) -> tuple[float, float]:
     rows.append(runner.forward([after], [DraftTree.empty()])[0])  # shows that the right slots were kept
 
     texts = [[*prompt[0].tolist(), *tree.token_ids[path].tolist(), after] for path in leaf_paths]
-    expected = model(input_ids=torch.tensor(texts, device=model.device), use_cache=False).logits
+    expected = model(input_ids=torch.tensor(texts, device=input_device(model)), use_cache=False).logits
     scale = float(expected.double().std())
     start = prompt.shape[1] - 1
     error = _distance(rows[1], expected[-1, -1:])
@@ -104,7 +105,7 @@ def _example(model: Any, can_branch: bool) -> tuple[torch.Tensor, DraftTree, int
     nodes = ids[_PROMPT_LENGTH:-1].astype(np.int32)
     probs = np.linspace(0.9, 0.1, len(parents), dtype=np.float32)
     tree = DraftTree(nodes, np.asarray(parents, dtype=np.int32), probs, np.zeros(len(parents), dtype=np.uint8))
-    return torch.tensor(ids[None, :_PROMPT_LENGTH], device=model.device), tree, int(ids[-1])
+    return torch.tensor(ids[None, :_PROMPT_LENGTH], device=input_device(model)), tree, int(ids[-1])
 
 
 def _leaf_paths(tree: DraftTree) -> list[list[int]]:
