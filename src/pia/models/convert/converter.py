@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,22 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that holds a JSON object.
+
+    Raises:
+        ConversionError: it is no JSON object.
+        OSError: it cannot be read.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConversionError(f"{path} is damaged: {error}") from None
+    if not isinstance(value, dict):
+        raise ConversionError(f"{path} is damaged: it holds no JSON object")
+    return value
+
+
 class Converter(ABC):
     """Converts one checkpoint of a family; the driver feeds it tensor by tensor, in any order.
 
@@ -23,6 +40,8 @@ class Converter(ABC):
 
     Args:
         source: the original `config.json`.
+        folder: where the original lies; tokenizer and further configurations are read from it.
+        is_chat: whether it is a model for chats; `None` asks the checkpoint.
 
     Raises:
         ConversionError: the configuration lacks a field, or says something that the stock model cannot do.
@@ -33,8 +52,10 @@ class Converter(ABC):
     target: ClassVar[str]
     """What it becomes, as in messages."""
 
-    def __init__(self, source: Mapping[str, Any]) -> None:
+    def __init__(self, source: Mapping[str, Any], folder: Path = Path(), *, is_chat: bool | None = None) -> None:
         self.source = source
+        self.folder = folder
+        self._is_chat = is_chat
 
     @classmethod
     @abstractmethod
@@ -56,6 +77,15 @@ class Converter(ABC):
         Views are fine: the driver copies what it keeps.
         """
 
+    @property
+    def is_chat(self) -> bool:
+        """Whether a chat template shall come along."""
+        return self.says_chat() if self._is_chat is None else self._is_chat
+
+    def says_chat(self) -> bool:
+        """Whether the original folder tells that the model is one for chats."""
+        return "chat_template" in self.read_json("tokenizer_config.json")
+
     def finish(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Tensors that are due once all have been seen."""
         return iter(())
@@ -68,21 +98,29 @@ class Converter(ABC):
         """The tokenizer of the original folder in a stock form, or `None` where the folder holds none."""
         return None
 
-    def generation_config(self, original: Mapping[str, Any]) -> dict[str, Any]:
-        """The new `generation_config.json`.
-
-        Args:
-            original: the one of the original folder; empty where it has none.
-        """
-        kept = (
-            "do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens",
-            "bos_token_id", "eos_token_id", "pad_token_id",
-        )  # fmt: skip
-        return {name: original[name] for name in kept if original.get(name) is not None}
+    def generation_config(self) -> dict[str, Any]:
+        """The new `generation_config.json`: what stock generation knows of the original one."""
+        original = {**self.source, **self.read_json("generation_config.json")}
+        kept = ("max_new_tokens", "repetition_penalty", "bos_token_id", "eos_token_id", "pad_token_id")
+        sampling = ("do_sample", "temperature", "top_k", "top_p") if original.get("do_sample") else ()
+        return {name: original[name] for name in (*kept, *sampling) if original.get(name) is not None}
 
     def notes(self) -> list[str]:
         """What the user should know: limits that the original did not have."""
         return []
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A further JSON file of the original folder; empty where there is none.
+
+        Raises:
+            ConversionError: it is no JSON object.
+        """
+        return read_json(self.folder / name) if (self.folder / name).exists() else {}
+
+    def read_remote_code(self, name: str) -> str:
+        """The text of a file of the original's own code, for facts that stand nowhere else; it is never run."""
+        path = self.folder / name
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
     def field(self, *names: str) -> Any:
         """A field of the original configuration, the first of these names that it has.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from pia.errors import ConversionError
 from pia.models.convert.converter import Converter
 
-_FILES: tuple[str, ...] = ()
+_FILES = ("baichuan", "internlm", "qwen", "chatglm", "llama_names")
 
 
 def converters() -> Iterator[type[Converter]]:
@@ -18,15 +19,20 @@ def converters() -> Iterator[type[Converter]]:
         yield from importlib.import_module(f"pia.models.convert.{file}").CONVERTERS
 
 
-def converter_for(source: Mapping[str, Any]) -> Converter:
+def converter_for(source: Mapping[str, Any], folder: Path = Path(), *, is_chat: bool | None = None) -> Converter:
     """The converter of an original `config.json`.
+
+    Args:
+        source: the configuration.
+        folder: where it lies.
+        is_chat: see `Converter`.
 
     Raises:
         ConversionError: the model needs no conversion, or no converter knows it.
     """
     for converter in converters():
         if converter.recognises(source):
-            return converter(source)
+            return converter(source, folder, is_chat=is_chat)
     name = source.get("model_type") or ", ".join(source.get("architectures") or ()) or "without model_type"
     if _is_stock(source):
         raise ConversionError(f"a {name!r} model needs no conversion: Transformers loads it as it is")
