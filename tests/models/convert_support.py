@@ -69,6 +69,11 @@ CONFIGS = {
         **_COMMON, "model_type": "internlm", "architectures": ["InternLMForCausalLM"],
         "auto_map": _remote("internlm"), "bias": False, "num_key_value_heads": HEADS, "rope_theta": 10000.0,
     },
+    "internlm-dynamic": {
+        **_COMMON, "model_type": "internlm", "architectures": ["InternLMForCausalLM"],
+        "auto_map": _remote("internlm"), "bias": True, "max_position_embeddings": 12,
+        "rotary": {"base": 20_000, "type": "dynamic"},
+    },
     "internlm2": _INTERNLM2,
     "internlm2-dynamic": {**_INTERNLM2, "bias": True, "rope_scaling": {"type": "dynamic", "factor": 2.0},
                           "max_position_embeddings": 12},

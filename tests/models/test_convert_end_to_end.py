@@ -70,16 +70,19 @@ def test_trees_are_proved(loaded):
 def test_drafts_change_nothing(loaded, agreement):
     _, model, tokenizer = loaded
     num_drafted = num_accepted = 0
+    seen = set()
     for number, prompt in enumerate(PROMPTS):
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
         expected = greedy(model, ids)
         lookahead = pia.Lookahead(cache=ToySource(expected[0].tolist(), agreement, seed=number), budget=15)
         out = greedy(model, ids, custom_generate=lookahead, return_dict_in_generate=True)
         assert torch.equal(out.sequences, expected)
+        seen.update(expected[0, ids.shape[1] :].tolist())
         num_drafted += out.stats.num_drafted
         num_accepted += out.stats.num_accepted
     assert (num_accepted > 0) == (agreement > 0)
     assert num_drafted > num_accepted
+    assert len(seen) > 40  # no model that says one thing over and over
 
 
 def test_generate_on_the_command_line(loaded, capsys):

@@ -14,13 +14,14 @@ from convert_support import CONFIGS, original_state, write_original
 from convert_tokenizers import write_sentencepiece
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pia.cli import main
 from pia.errors import ConversionError
 from pia.models.convert import checkpoint, conversion
 from pia.models.convert.conversion import convert
 from pia.models.convert.registry import converter_for, converters
+from pia.models.convert.sentencepiece_tokenizer import sentencepiece_tokenizer
 from pia.models.convert.shard_writer import ShardWriter
 
 
@@ -97,6 +98,28 @@ def test_dtypes(tmp_path):
     wide = stock_state(tmp_path / "wide")
     assert torch.equal(wide["model.norm.weight"], state["model.norm.weight"].float())
     assert torch.equal(wide["lm_head.weight"], torch.nn.functional.normalize(state["lm_head.weight"].float()))
+
+
+def test_numbers_too_large_for_float16(tmp_path):
+    write_original(tmp_path / "src", "internlm2")
+    rewrite(tmp_path / "src", lambda state: state[WQKV].fill_(1e5))
+    with pytest.raises(ConversionError, match=rf"{WQKV} holds numbers too large for float16"):
+        convert(tmp_path / "src", tmp_path / "dst", dtype="float16")
+    assert nothing_left(tmp_path)
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_tied_heads(tmp_path, is_stored):
+    """The head that is the embeddings is written once, whether or not the original stored it twice."""
+    write_original(tmp_path / "src", "internlm2")
+    (tmp_path / "src" / "config.json").write_text(json.dumps(CONFIGS["internlm2"] | {"tie_word_embeddings": True}))
+    if not is_stored:
+        rewrite(tmp_path / "src", lambda state: state.pop("output.weight"))
+    convert(tmp_path / "src", tmp_path / "dst")
+    assert "lm_head.weight" not in stock_state(tmp_path / "dst")
+    model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "dst", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
 class LiveBytes:
@@ -343,6 +366,23 @@ def test_a_full_disk_leaves_nothing(tmp_path, capsys):
     assert code == 2
     assert capsys.readouterr().err == f"pia: {tmp_path / 'dst'}: File too large\n"
     assert nothing_left(tmp_path)
+
+
+def test_a_tokenizer_that_is_stock_already_comes_along(tmp_path):
+    """XVERSE's, for one, lies there as tokenizer.json."""
+    write_original(tmp_path / "src", "xverse", dtype=torch.float32)
+    original = write_sentencepiece(tmp_path / "other", "llama")
+    tokenizer = sentencepiece_tokenizer(tmp_path / "other")
+    tokenizer.backend_tokenizer.save(str(tmp_path / "src" / "tokenizer.json"))
+    config = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "tokenizer_class": "SomeRemoteTokenizer"}
+    (tmp_path / "src" / "tokenizer_config.json").write_text(json.dumps(config))
+    assert convert(tmp_path / "src", tmp_path / "dst").has_tokenizer
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "dst")
+    assert loaded("hello 世界")["input_ids"] == original.encode("hello 世界")
+    assert (loaded.bos_token, loaded.eos_token) == ("<s>", "</s>")
+    cut(tmp_path / "src" / "tokenizer.json")
+    with pytest.raises(ConversionError, match=r"tokenizer.json is damaged"):
+        convert(tmp_path / "src", tmp_path / "new")
 
 
 def run_pia(capsys, *args):

@@ -46,7 +46,9 @@ def internlm(state, config, ids):
 
         h = rms_norm(x, state[f"model.layers.{layer}.input_layernorm.weight"], eps)
         q, k, v = (linear(h, f"self_attn.{name}_proj").view(len(ids), heads, -1) for name in "qkv")
-        angle = angles(len(ids), q.shape[-1])
+        rotary = config.get("rotary") or {}
+        trained, kind = config["max_position_embeddings"], rotary.get("type", "origin")
+        angle = _stretched_angles(rotary.get("base", 10_000), trained, kind, 1.0, len(ids), q.shape[-1])
         x = x + linear(attend(turn_halves(q, angle), turn_halves(k, angle), v), "self_attn.o_proj")
         h = rms_norm(x, state[f"model.layers.{layer}.post_attention_layernorm.weight"], eps)
         x = x + linear(silu(linear(h, "mlp.gate_proj")) * linear(h, "mlp.up_proj"), "mlp.down_proj")
@@ -67,7 +69,9 @@ def internlm2(state, config, ids):
         packed = packed.view(len(ids), kv_heads, -1, head)
         q = packed[:, :, :-2].reshape(len(ids), heads, head)
         k, v = packed[:, :, -2], packed[:, :, -1]
-        angle = _internlm2_angles(config, len(ids), head)
+        scaling = config.get("rope_scaling") or {"type": "origin", "factor": 1.0}
+        trained, base = config["max_position_embeddings"], config["rope_theta"]
+        angle = _stretched_angles(base, trained, scaling["type"], scaling["factor"], len(ids), head)
         x = x + attend(turn_halves(q, angle), turn_halves(k, angle), v) @ state[prefix + "attention.wo.weight"].T
         if config.get("bias"):
             x = x + state[prefix + "attention.wo.bias"]
@@ -77,14 +81,11 @@ def internlm2(state, config, ids):
     return rms_norm(x, state["model.norm.weight"], eps) @ state["output.weight"].T
 
 
-def _internlm2_angles(config, length, head):
-    """Beyond the trained length, "dynamic" raises the base so that the text fits (NTK)."""
-    base, trained = config["rope_theta"], config["max_position_embeddings"]
-    scaling = config.get("rope_scaling") or {}
-    if scaling.get("type") == "dynamic" and length > trained:
-        factor = scaling["factor"]
+def _stretched_angles(base, trained, kind, factor, length, head):
+    """Beyond the trained length, "dynamic" raises the base so that the text fits (NTK); "linear" shrinks positions."""
+    if kind == "dynamic" and length > trained:
         base *= (factor * length / trained - (factor - 1)) ** (head / (head - 2))
-    return angles(length, head, base, scaling["factor"] if scaling.get("type") == "linear" else 1.0)
+    return angles(length, head, base, factor if kind == "linear" else 1.0)
 
 
 def qwen(state, config, ids):

@@ -214,7 +214,12 @@ def _checked(name: str, tensor: torch.Tensor, shape: Shape, dtype: str | None) -
         raise ConversionError(f"{name} is stored as {tensor.dtype}: convert the checkpoint that is not quantised")
     if tuple(tensor.shape) != shape:
         raise ConversionError(f"{name} has the shape {list(tensor.shape)}, but config.json calls for {list(shape)}")
-    return tensor if dtype is None else tensor.to(getattr(torch, dtype))
+    if dtype is None:
+        return tensor
+    converted = tensor.to(getattr(torch, dtype))
+    if dtype == "float16" and not torch.isfinite(converted).all():
+        raise ConversionError(f"{name} holds numbers too large for float16; give --dtype bfloat16 or float32")
+    return converted
 
 
 def _check_complete(missing: Any) -> None:
