@@ -20,7 +20,9 @@ from pia.errors import PromptError, UnsupportedOptionError
 from pia.models.inputs_probe import passing_reason
 from pia.models.own_prompt import OwnPrompt
 
-_KNOWN_INPUTS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"}
+_CACHES = ("past_key_values", "cache_params")
+"""What models call the cache that Transformers makes for them."""
+_KNOWN_INPUTS = {"attention_mask", "position_ids", "use_cache", "logits_to_keep", "cache_position", *_CACHES}
 """Model inputs that PIA makes itself."""
 
 
@@ -83,42 +85,57 @@ class GenerateCall:
     @cached_property
     def own_prompt(self) -> OwnPrompt | None:
         """The prompt, if it is more than token ids from position 0 on: the model must feed it its own way."""
-        if not (self._extra_inputs() or self.given_cache is not None or self._has_own_positions()):
+        if not (self._extra_inputs or self.given_cache is not None or self._has_own_positions()):
             return None
         return OwnPrompt(self.model, self.input_ids, self.config, self.model_kwargs)
 
     @property
     def given_cache(self) -> Any:
-        """The cache that the caller passed, to be filled and found filled; `None` if Transformers made it."""
-        cache = self.model_kwargs.get("past_key_values")
-        is_empty = cache is None or cache.get_seq_length() == 0
-        return None if is_empty and not getattr(cache, "_is_user_defined", False) else cache
+        """The cache that the caller passed, to be filled and perhaps found filled; `None` if Transformers made it."""
+        cache = self._cache
+        is_given = getattr(cache, "_is_user_defined", False) or (isinstance(cache, DynamicCache) and _holds_text(cache))
+        return cache if is_given else None
 
     @property
     def num_hidden(self) -> int:
         """How many KV slots more than tokens the prompt takes: embeddings, or cached text that is not in the prompt."""
         return 0 if self.own_prompt is None else self.own_prompt.num_slots - int(self.input_ids.shape[1])
 
-    def plain_reason(self) -> str | None:
-        """Why Transformers' own cache, masks and positions must stay as they are for this call, or `None`."""
-        cache = self.model_kwargs.get("past_key_values")
+    def plain_reason(self, *, is_recurrent: bool = False) -> str | None:
+        """Why Transformers' own cache, masks and positions must stay as they are for this call, or `None`.
+
+        With `is_recurrent` the model keeps a state, which padding would run through in some families.
+        """
+        cache = self._cache
         if not self.model_kwargs.get("use_cache", True):
             return "use_cache=False leaves nothing to verify a draft against"
         if cache is not None and type(cache) is not DynamicCache:
             return f"the caller chose a {type(cache).__name__}"
         if getattr(cache, "offloading", False):
             return "the caller chose an offloaded cache"
-        if self.own_prompt is None:
-            return next(filter(None, map(self._odd_mask, range(self.num_rows))), None)
-        if self.num_rows > 1:
-            extra = ", ".join(self._extra_inputs()) or ("a cache" if self.given_cache is not None else "position_ids")
-            return f"the model is given {extra} for several rows"
-        return self.own_prompt.plain_reason()
+        if self.own_prompt is not None:
+            return self._own_prompt_reason(self.own_prompt, is_recurrent)
+        if is_recurrent and any(self._padding(0)):
+            return "the prompt is padded, and padding may leave a trace in a recurrent state"
+        return next(filter(None, map(self._odd_mask, range(self.num_rows))), None)
 
+    @property
+    def _cache(self) -> Any:
+        return next((self.model_kwargs[name] for name in _CACHES if self.model_kwargs.get(name) is not None), None)
+
+    @property
     def _extra_inputs(self) -> list[str]:
-        return sorted(
-            name for name, value in self.model_kwargs.items() if name not in _KNOWN_INPUTS and value is not None
-        )
+        given = self.model_kwargs.items()
+        return sorted(name for name, value in given if name not in _KNOWN_INPUTS and value is not None)
+
+    def _own_prompt_reason(self, prompt: OwnPrompt, is_recurrent: bool) -> str | None:
+        own = "a cache" if self.given_cache is not None else "position_ids"
+        what = ", ".join(self._extra_inputs) or f"{own} of the caller's own"
+        if is_recurrent:
+            return f"the model is given {what}, and keeps a recurrent state"
+        if self.num_rows > 1:
+            return f"the model is given {what} for several rows"
+        return prompt.plain_reason()
 
     def _padding(self, row: int) -> tuple[int, int]:
         """How many tokens of a row the attention mask hides on the left and on the right."""
@@ -153,6 +170,13 @@ class GenerateCall:
         return False
 
 
+def _holds_text(cache: DynamicCache) -> bool:
+    states = [layer for layer in cache.layers if hasattr(layer, "has_previous_state")]
+    if states:
+        return any(any(layer.has_previous_state.values()) for layer in states)
+    return bool(cache.get_seq_length() > 0)
+
+
 class _HeldCall(GenerateCall):
     """A call that is decoded after `generate` has returned; it remembers how a wrapper had changed the model."""
 
@@ -179,12 +203,12 @@ def row_generators(call: GenerateCall, seeds: Sequence[int] | None) -> list[torc
         if call.num_rows == 1 or not call.config.do_sample:
             return [None] * call.num_rows
         seeds = torch.randint(2**63 - 1, (call.num_rows,)).tolist()
-    seeds = [int(seed) if isinstance(seed, Integral) and not isinstance(seed, bool) else None for seed in seeds]  # type: ignore[misc]
-    if len(seeds) != call.num_rows or None in seeds:
+    is_whole = all(isinstance(seed, Integral) and not isinstance(seed, bool) for seed in seeds)
+    if not is_whole or len(seeds) != call.num_rows:
         raise UnsupportedOptionError(
             f"seeds must be whole numbers, one for each of the {call.num_rows} rows of the call"
         )
-    return [torch.Generator(call.input_ids.device).manual_seed(seed) for seed in seeds]
+    return [torch.Generator(call.input_ids.device).manual_seed(int(seed)) for seed in seeds]
 
 
 def caller_argument(name: str) -> Any:

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs `pia bench`."""
     from pia.cli.figures import measure_with_progress, show_report
-    from pia.cli.models import load_model
+    from pia.cli.loading import load_model
 
     prompts = _read_prompts(args)
     model, tokenizer = load_model(args.model, args.dtype, args.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from pia.config import Shape
@@ -21,6 +23,8 @@ class Drafter:
         shape: shape of the drafts.
         max_length: position no draft may pass (the model's own limit), or `None`.
         vocab_size: ids from here on are unknown to the model and never fed; `None` for no limit.
+        depth_at: how far a draft may run ahead of a position, or `None` for any number; for models whose positions
+            depend on the length of the text.
     """
 
     def __init__(
@@ -31,6 +35,7 @@ class Drafter:
         shape: Shape = "tree",
         max_length: int | None = None,
         vocab_size: int | None = None,
+        depth_at: Callable[[int], int | None] | None = None,
     ) -> None:
         self.session = session
         self.proposed = DraftTree.empty()
@@ -39,6 +44,7 @@ class Drafter:
         self._shape = shape
         self._max_length = max_length
         self._vocab_size = vocab_size
+        self._depth_at = depth_at
 
     def propose(self, request: Request, budget: int) -> None:
         """Asks the source for a tree of at most `budget` nodes, into `proposed`."""
@@ -74,4 +80,5 @@ class Drafter:
             depth = min(depth, request.num_left - 1)
         if self._max_length is not None:
             depth = min(depth, self._max_length - len(request.token_ids))
-        return depth
+        limit = self._depth_at(len(request.token_ids) - 1) if self._depth_at else None
+        return depth if limit is None else min(depth, limit)

@@ -201,7 +201,43 @@ class _PositionBuffer:
         return self._buffer[0, 0][queries[:, :, None], slots[:, None, :]][:, None]
 
 
-ADAPTERS: tuple[type[Adapter], ...] = (BloomAdapter, FalconAdapter, MptAdapter, GptNeoAdapter)
+class Llama4Adapter(Adapter):
+    """Llama 4: where its layers without rope scale queries by position, they count positions by slots.
+
+    What they count is divided by `floor_scale`, so that is where the true positions are put in. The result has no row
+    axis, so all rows of a batch would have to hold the same positions.
+    """
+
+    can_batch = False
+    note = "query scale by position, one row at a time"
+
+    @staticmethod
+    def _find(model: Any) -> Iterator[tuple[Any, str]]:
+        for module in model.modules():
+            if getattr(module, "attn_temperature_tuning", None) and not getattr(module, "use_rope", True):
+                yield module, "floor_scale"
+
+    @staticmethod
+    def _wrapped(original: Any) -> Any:
+        return _PositionScale(original)
+
+
+class _PositionScale:
+    """Stands in for a number that positions, counted from one, are divided by."""
+
+    def __init__(self, scale: float) -> None:
+        self._scale = scale
+
+    def __rtruediv__(self, counted: torch.Tensor) -> torch.Tensor:
+        arrangement = _arrangement.get()
+        if arrangement is None:
+            return counted / self._scale
+        positions = arrangement.of_queries(counted.shape[0])
+        assert positions.shape[0] == 1, "one row at a time"
+        return (positions[0].to(counted) + 1) / self._scale
+
+
+ADAPTERS: tuple[type[Adapter], ...] = (BloomAdapter, FalconAdapter, MptAdapter, GptNeoAdapter, Llama4Adapter)
 
 
 def adapter_of(model: Any) -> Adapter | None:

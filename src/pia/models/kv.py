@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Any, cast
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicIndexedLayer, DynamicLayer
 
 _GROW_BY = 1024
 """Slots added when the slab is full: a copy of everything is made at each growth, so it must be rare."""
@@ -169,15 +169,40 @@ class SlabLayer(DynamicLayer):  # type: ignore[misc]
         self._slab.reserve(end)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        views = self._views()
-        for view, states in zip(views, (key_states, value_states), strict=True):
-            if starts is None:
-                view.narrow(2, self.length, size).copy_(states)
-            else:
-                targets = self._slab.targets(states.shape[1], size, states.device)
-                view.view(-1, states.shape[-1]).index_copy_(0, targets, states.reshape(-1, states.shape[-1]))
         self.length = end
+        views = self._views()
+        self._write(views[0], key_states)
+        self._write(views[1], value_states)
         return views[0].narrow(2, 0, end), views[1].narrow(2, 0, end)
+
+    def update_indexer(self, indexer_key_states: torch.Tensor) -> torch.Tensor:
+        """Writes keys `[rows, q, dim]` by which sparse attention picks its slots, and returns all; follows `update`."""
+        states = indexer_key_states[:, None]
+        if len(self._places) == 2:
+            self._places.append(self._slab.place("indexer", states))
+            self._known_shape = None
+        view = self._views()[2]
+        self._write(view, states)
+        return view[:, 0, : self.length]
+
+    def _write(self, view: torch.Tensor, states: torch.Tensor) -> None:
+        """Puts states `[rows, heads, q, dim]` behind each row's cached ones."""
+        size = states.shape[2]
+        if self._slab.starts is None:
+            view.narrow(2, self.length - size, size).copy_(states)
+        else:
+            targets = self._slab.targets(states.shape[1], size, states.device)
+            view.view(-1, states.shape[-1]).index_copy_(0, targets, states.reshape(-1, states.shape[-1]))
+
+    def as_dynamic(self) -> DynamicLayer:
+        """The same states as Transformers' own layer. Nothing is copied."""
+        plain = DynamicLayer() if len(self._places) < 3 else DynamicIndexedLayer()
+        plain.keys, plain.values = self.keys, self.values
+        plain.dtype, plain.device, plain.is_initialized = self.dtype, self.device, self.is_initialized
+        if len(self._places) == 3:
+            plain.lazy_initialization_indexer(self.keys)
+            plain.indexer_keys = self._views()[2][:, 0, : self.length]
+        return plain
 
     def _views(self) -> list[torch.Tensor]:
         """This layer's keys and values with all slots, looked up anew when the slab or its window has changed."""
@@ -307,10 +332,7 @@ class SlabCache(Cache):  # type: ignore[misc]
         """The same keys and values as Transformers' own cache, for callers who go on with them. Nothing is copied."""
         cache = DynamicCache()
         for layer in self._slab_layers:
-            plain = DynamicLayer()
-            plain.keys, plain.values = layer.keys, layer.values
-            plain.dtype, plain.device, plain.is_initialized = layer.dtype, layer.device, layer.is_initialized
-            cache.layers.append(plain)
+            cache.layers.append(layer.as_dynamic())
         return cache
 
     def set_lengths(self, lengths: Sequence[int]) -> None:

@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.utils import ModelOutput
 
 from pia.models.inputs_probe import filled_cache, is_default
+from pia.models.positions import position_limits
 from pia.models.runner import SlabRunner
 
 _MADE_BY_US = frozenset({"input_ids", "position_ids", "past_key_values", "attention_mask", "use_cache"})
@@ -75,7 +76,7 @@ class OwnPrompt:
         mask = self.inputs.get("attention_mask")
         if mask is not None and (mask.dim() != 2 or not bool(mask.all())):
             return "the attention mask has holes"
-        reason = self._cache_reason()
+        reason = self._cache_reason() or self._limits_reason()
         if reason is not None:
             return reason
         try:
@@ -119,6 +120,17 @@ class OwnPrompt:
         for name in sorted(fed.keys() - _MADE_BY_US - _OF_EACH_TOKEN - _OF_THE_PROMPT):
             if not is_default(self.model, name, fed[name]):
                 raise _UnclearStepError(f"every step is given {name}")
+
+    def _limits_reason(self) -> str | None:
+        """Why a model whose positions depend on the length of the text cannot go on from this prompt, or `None`."""
+        limits, given = position_limits(self.model), self.inputs.get("position_ids")
+        if limits.reason is None:
+            return None
+        if limits.refill_at is not None:
+            return f"{limits.reason}, and the prompt is more than the text"
+        expected = torch.arange(self.input_ids.shape[1])[None]
+        is_plain = given is None or (given.shape == expected.shape and torch.equal(given.cpu(), expected))
+        return None if is_plain and self.num_slots == expected.shape[1] else f"{limits.reason}, by other positions"
 
     def _cache_reason(self) -> str | None:
         """Why the caller's cache cannot be taken over, or `None`."""

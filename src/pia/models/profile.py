@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from pia.drafting.budget import CostCurve
-from pia.models.adapters import adapter_of
 from pia.models.capability import Capability, Mode, declared_capability
 from pia.models.costs import measure_costs
 from pia.models.inputs_probe import passing_reason
@@ -35,15 +34,13 @@ def capability_of(model: Any, *, self_check: bool) -> Capability:
     return _remembered(model, ("capability", self_check), lambda: _find_capability(model, self_check))
 
 
-def can_batch(model: Any, capability: Capability) -> bool:
-    """Whether rows of different lengths can be verified together: it takes masks and positions of each row's own."""
-    adapter = adapter_of(model)
-    return capability.can_verify_trees and (adapter is None or adapter.can_batch)
-
-
-def curve_of(model: Any, *, can_branch: bool) -> CostCurve:
+def curve_of(model: Any, *, can_branch: bool, is_recurrent: bool = False) -> CostCurve:
     """What forwards of a model cost, measured at first use."""
-    return _remembered(model, ("curve", can_branch), lambda: _measure(model, can_branch))
+    return _remembered(
+        model,
+        ("curve", can_branch, is_recurrent),
+        lambda: _measure(model, can_branch=can_branch, is_recurrent=is_recurrent),
+    )
 
 
 def _remembered(model: Any, question: tuple[Any, ...], find_out: Callable[[], _Answer]) -> _Answer:
@@ -72,9 +69,9 @@ def _warned(model: Any, capability: Capability) -> Capability:
     return capability
 
 
-def _measure(model: Any, can_branch: bool) -> CostCurve:
+def _measure(model: Any, **kind: bool) -> CostCurve:
     with _evaluating(model):
-        return measure_costs(model, can_branch=can_branch)
+        return measure_costs(model, **kind)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from pia.drafting.tree import DraftTree
 from pia.models.capability import Capability, Mode
 from pia.models.placement import compute_dtype, input_device
+from pia.models.recurrent_check import recurrent_errors
 from pia.models.runner import SlabRunner
 
 _PROMPT_LENGTH = 11
@@ -26,18 +28,20 @@ def proved_capability(model: Any, declared: Capability) -> Capability:
     tolerance = _TOLERANCE.get(compute_dtype(model), _TOLERANCE_16_BIT)
     mode, reason = declared.mode, declared.reason
     while mode > Mode.PLAIN:
-        failure = _failure(model, mode, tolerance)
+        failure = _failure(model, replace(declared, mode=mode), tolerance)
         if failure is None:
-            return Capability(mode, reason)
+            return replace(declared, mode=mode, reason=reason, can_batch=declared.can_batch and mode == Mode.TREE)
         reason = f"self-check: {failure}"
         mode = Mode(mode - 1)
-    return Capability(mode, reason)
+    return replace(declared, mode=mode, reason=reason, can_batch=False)
 
 
-def _failure(model: Any, mode: Mode, tolerance: float) -> str | None:
+def _failure(model: Any, claimed: Capability, tolerance: float) -> str | None:
     """What is wrong with verifying in this mode, or `None`."""
+    mode = claimed.mode
     try:
-        error, noise = _errors(model, can_branch=mode == Mode.TREE)
+        errors = recurrent_errors(model) if claimed.is_recurrent else _errors(model, can_branch=mode == Mode.TREE)
+        error, noise = errors
     except Exception as refusal:  # a model may refuse in any way it likes; that is an answer too
         return f"a {mode.label} of tokens raised {type(refusal).__name__}: {str(refusal)[:120]}"
     if error <= max(tolerance, _NOISE_FACTOR * noise):  # false for NaN
