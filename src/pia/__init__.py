@@ -25,6 +25,7 @@ _HOMES = {
     "build_corpus": "pia.drafting.corpus",
     "DraftTree": "pia.drafting.tree",
     "TraceRecorder": "pia.recording",
+    "register_families": "pia.models.families",
     "PiaError": "pia.errors",
 }
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from pia.errors import PiaError as PiaError
     from pia.lookahead import Lookahead as Lookahead
     from pia.lookahead import LookaheadOutput as LookaheadOutput
+    from pia.models.families import register_families as register_families
     from pia.recording import TraceRecorder as TraceRecorder
     from pia.text import Result as Result
     from pia.text import TextStep as TextStep

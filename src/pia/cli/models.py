@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 from pia.cli.terminal import note
 from pia.errors import ModelError
+from pia.models.families import register_families
 
 
 def quiet_libraries() -> None:
@@ -47,6 +48,7 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[An
     import torch
 
     transformers: Any = importlib.import_module("transformers")
+    register_families()
     weights_dtype = "auto" if dtype == "auto" else getattr(torch, dtype)
     target = _device(torch, name, device)
     if name == "demo":
@@ -78,6 +80,7 @@ def load_tokenizer(name: str) -> Any:
         )
     from transformers import AutoTokenizer
 
+    register_families()  # a tokenizer is looked for by the model's configuration too
     if not is_local:
         note(f"Asking the Hugging Face Hub (or its local cache) for {name} ...")
     try:
