@@ -1,10 +1,12 @@
 """What the original code of Baichuan-13B and GLM computes, written anew in numpy, float64: whole texts, no cache.
 
 Weights carry the original names and packings. Nothing of PIA or Transformers is used, so agreement is no accident.
+`python tests/models/own_families_original.py` prints the numbers that `own_families_logits.json` holds.
 """
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -12,6 +14,13 @@ import numpy as np
 BAICHUAN = dict(vocab=61, hidden=24, heads=6, layers=2, intermediate=40, eps=1e-6)
 """Six heads: no power of two, so that slopes of both series occur."""
 GLM = dict(vocab=61, hidden=24, heads=3, layers=2, length=40, eps=1e-5)
+
+SEED = 3
+TEXT = [7, 3, 25, 41, 8, 8, 19, 60, 33, 2, 14, 55]
+BLANKS = {"gMASK at the end": [50, 7, 3, 25, 41, 57, 51], "MASK within": [50, 9, 55, 30, 31, 32, 33, 34, 51]}
+"""Contexts; 55 to 57 are mask tokens."""
+MASK_POSITIONS = {"gMASK at the end": 5, "MASK within": 2}
+PIECE = [58, 11, 12, 13, 14, 15]
 
 
 def weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
@@ -143,3 +152,22 @@ def _layer_norm(x: np.ndarray, w: dict[str, np.ndarray], name: str, eps: float) 
 
 
 _erf = np.vectorize(math.erf)
+
+
+def cases() -> dict[str, np.ndarray]:
+    """Logits of all texts above, by name of the case."""
+    baichuan, glm = weights(baichuan_shapes(BAICHUAN), SEED), weights(glm_shapes(GLM), SEED)
+    logits = {
+        f"Baichuan{generation}": baichuan_logits(baichuan, TEXT, BAICHUAN, has_normalised_head=generation == "2")
+        for generation in ("", "2")
+    }
+    for name, context in BLANKS.items():
+        logits[f"GLM, {name}"] = glm_logits(glm, context, PIECE, MASK_POSITIONS[name], GLM)
+    return logits
+
+
+if __name__ == "__main__":
+    made = (
+        "python tests/models/own_families_original.py: the formulas in numpy, float64; last row of logits"
+    )
+    print(json.dumps({"made": made, "last_logits": {name: list(rows[-1]) for name, rows in cases().items()}}, indent=1))
