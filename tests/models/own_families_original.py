@@ -167,7 +167,5 @@ def cases() -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    made = (
-        "python tests/models/own_families_original.py: the formulas in numpy, float64; last row of logits"
-    )
+    made = "python tests/models/own_families_original.py: the formulas in numpy, float64; last row of logits"
     print(json.dumps({"made": made, "last_logits": {name: list(rows[-1]) for name, rows in cases().items()}}, indent=1))
