@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList, Stop
 
 from pia.decoding.chooser import TokenChooser
 from pia.decoding.request import Request, Stopping
+from pia.decoding.row_processors import criteria_for_row, processors_for_row
 from pia.errors import PromptError, UnsupportedOptionError
 
 _KNOWN_INPUTS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"}
@@ -48,20 +51,26 @@ class GenerateCall:
         if model_kwargs.get("inputs_embeds") is None:
             _check_prompt(model, input_ids)
 
-    def new_chooser(self) -> TokenChooser:
-        """The rule that picks tokens: processors, sampling, and what to record."""
+    def new_chooser(self, row: int = 0, generator: torch.Generator | None = None) -> TokenChooser:
+        """The rule that picks a row's tokens: processors, sampling, and what to record."""
         returns_dict = bool(self.config.return_dict_in_generate)
         return TokenChooser(
-            self.logits_processor,
+            processors_for_row(self.logits_processor, row, self.num_rows),
             do_sample=bool(self.config.do_sample),
             keep_scores=returns_dict and bool(self.config.output_scores),
             keep_logits=returns_dict and bool(self.config.output_logits),
+            generator=generator,
         )
 
-    def new_request(self, *, strip_padding: bool) -> Request:
-        """The request's text; with `strip_padding` the model does not see the padding on the left."""
-        padding = self._num_padding() if strip_padding else 0
-        return Request(self.input_ids, Stopping(self.stopping_criteria), num_padding=padding)
+    def new_request(self, row: int = 0, *, strip_padding: bool) -> Request:
+        """A row's text. With `strip_padding` the model does not see the padding; processors do, as in plain decoding.
+
+        They find it on the left, since behind the text it would come between the prompt and what follows.
+        """
+        left, right = self._padding(row) if strip_padding else (0, 0)
+        ids = self.input_ids[row : row + 1].roll(right, dims=1)
+        criteria = criteria_for_row(self.stopping_criteria, self.num_rows)
+        return Request(ids, Stopping(criteria), num_padding=left + right)
 
     @property
     def num_rows(self) -> int:
@@ -82,24 +91,48 @@ class GenerateCall:
             return "the caller's own cache is to be filled"
         if cache is not None and cache.get_seq_length() > 0:
             return "the cache already holds text"
-        return self._odd_positions()
+        return next(filter(None, map(self._odd_positions, range(self.num_rows))), None)
 
-    def _num_padding(self) -> int:
+    def _padding(self, row: int) -> tuple[int, int]:
+        """How many tokens of a row the attention mask hides on the left and on the right."""
         mask = self.model_kwargs.get("attention_mask")
-        return 0 if mask is None else int((mask[0] == 0).sum())
+        if mask is None:
+            return 0, 0
+        seen = mask[row].nonzero().flatten().tolist()
+        return (seen[0], len(mask[row]) - 1 - seen[-1]) if seen else (len(mask[row]), 0)
 
-    def _odd_positions(self) -> str | None:
+    def _odd_positions(self, row: int) -> str | None:
         mask, positions = self.model_kwargs.get("attention_mask"), self.model_kwargs.get("position_ids")
-        padding = self._num_padding()
-        if padding == self.input_ids.shape[1]:
+        left, right = self._padding(row)
+        text = slice(left, self.input_ids.shape[1] - right)
+        if left == self.input_ids.shape[1]:
             return "the attention mask hides the whole prompt"
-        if mask is not None and bool((mask[0, padding:] == 0).any()):
+        if mask is not None and bool((mask[row, text] == 0).any()):
             return "the attention mask has holes"
         if positions is not None:
-            expected = torch.arange(self.input_ids.shape[1] - padding, device=positions.device)
-            if positions.shape[-1] != self.input_ids.shape[1] or not torch.equal(positions[0, padding:], expected):
+            given = positions[min(row, len(positions) - 1)]
+            expected = torch.arange(text.stop - text.start, device=positions.device)
+            if len(given) != self.input_ids.shape[1] or not torch.equal(given[text], expected):
                 return "position_ids of the caller's own are kept as they are"
         return None
+
+
+def row_generators(call: GenerateCall, seeds: Sequence[int] | None) -> list[torch.Generator | None]:
+    """What each row draws its random numbers from; `None` is torch's own generator.
+
+    Raises:
+        UnsupportedOptionError: there is not one whole number for each row.
+    """
+    if seeds is None:
+        if call.num_rows == 1 or not call.config.do_sample:
+            return [None] * call.num_rows
+        seeds = torch.randint(2**63 - 1, (call.num_rows,)).tolist()
+    seeds = [int(seed) if isinstance(seed, Integral) and not isinstance(seed, bool) else None for seed in seeds]  # type: ignore[misc]
+    if len(seeds) != call.num_rows or None in seeds:
+        raise UnsupportedOptionError(
+            f"seeds must be whole numbers, one for each of the {call.num_rows} rows of the call"
+        )
+    return [torch.Generator(call.input_ids.device).manual_seed(seed) for seed in seeds]
 
 
 def caller_argument(name: str) -> Any:

@@ -14,7 +14,8 @@ from pia.drafting.tree import DraftTree
 from pia.errors import PromptError
 from pia.models.families.baichuan13b import Baichuan13BConfig, Baichuan13BForCausalLM, alibi_bias
 from pia.models.families.glm10b import Glm10BConfig, Glm10BForCausalLM
-from pia.models.runner import SlabRunner, layout
+from pia.models.layout import layout
+from pia.models.runner import SlabRunner
 from toys import VOCAB, ToySource
 
 pia.register_families()
@@ -143,18 +144,18 @@ def test_tree_rows_are_path_logits(name, implementation):
     for _ in range(6):
         prompt = prompt_of(model, rng)
         runner = SlabRunner(model)
-        first = runner.prefill(prompt)
+        first = runner.prefill([prompt[0]])
         text, token = prompt[0].tolist(), int(rng.integers(3, FIRST_SPECIAL))
         torch.testing.assert_close(first[0], logits_of(model, text)[-1], rtol=0, atol=1e-9)
         for _ in range(3):
             tree = random_tree(rng, 9)
             parents = tree.parents.tolist()
-            logits = runner.forward(token, tree)
+            logits = runner.forward([token], [tree])[0]
             for node in range(-1, len(tree)):
                 path = [*text, token, *tree.token_ids[ancestors(parents, node)].tolist()]
                 torch.testing.assert_close(logits[node + 1], logits_of(model, path)[-1], rtol=0, atol=1e-9)
             kept = ancestors(parents, int(rng.integers(-1, len(tree))))
-            runner.keep([0, *(node + 1 for node in kept)])
+            runner.keep([[0, *(node + 1 for node in kept)]])
             text += [token, *tree.token_ids[kept].tolist()]
             token = int(rng.integers(3, VOCAB))
 
@@ -260,8 +261,8 @@ def test_alibi_follows_positions_not_slots():
         np.zeros(5, np.uint8),
     )
     runner = SlabRunner(model)
-    runner.prefill(torch.tensor([text]))
-    logits = runner.forward(7, siblings)
+    runner.prefill([torch.tensor(text)])
+    logits = runner.forward([7], [siblings])[0]
     for row, leaf in enumerate(leaves, start=1):
         torch.testing.assert_close(logits[row], logits_of(model, [*text, 7, leaf])[-1], rtol=0, atol=1e-9)
 

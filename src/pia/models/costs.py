@@ -37,7 +37,7 @@ def measure_costs(model: Any, *, can_branch: bool = True) -> CostCurve:
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 20
     largest = max(1, min(_SIZES[-1], limit // 2))
     context = max(1, min(_CONTEXT, limit - largest - 1))
-    runner.prefill(torch.zeros((1, context), dtype=torch.long))
+    runner.prefill([torch.zeros(context, dtype=torch.long)])
     first = _time_forward(runner, 1, context)
     wanted = _SIZES if first * len(_SIZES) < _SECONDS else _FEW_SIZES
     sizes = [*(q for q in wanted if q < largest), largest]
@@ -54,10 +54,10 @@ def measure_costs(model: Any, *, can_branch: bool = True) -> CostCurve:
 def _time_forward(runner: SlabRunner, q: int, context: int) -> float:
     tree = _chain(q - 1)
     started = perf_counter()
-    logits = runner.forward(0, tree)
+    logits = runner.forward([0], [tree])
     logits.argmax(dim=-1).tolist()  # waits for the device
     seconds = perf_counter() - started
-    runner.cache.set_length(context)
+    runner.cache.set_lengths([context])
     return seconds
 
 

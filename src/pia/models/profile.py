@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from pia.drafting.budget import CostCurve
+from pia.models.adapters import adapter_of
 from pia.models.capability import Capability, Mode, declared_capability
 from pia.models.costs import measure_costs
 from pia.models.self_check import proved_capability
@@ -26,6 +27,12 @@ _lock = threading.RLock()
 def capability_of(model: Any, *, self_check: bool) -> Capability:
     """What a model can verify: as it declares, and with `self_check` as it proves. Found out at first use."""
     return _remembered(model, ("capability", self_check), lambda: _find_capability(model, self_check))
+
+
+def can_batch(model: Any, capability: Capability) -> bool:
+    """Whether rows of different lengths can be verified together: it takes masks and positions of each row's own."""
+    adapter = adapter_of(model)
+    return capability.can_verify_trees and (adapter is None or adapter.can_batch)
 
 
 def curve_of(model: Any, *, can_branch: bool) -> CostCurve:

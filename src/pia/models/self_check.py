@@ -49,12 +49,12 @@ def _errors(model: Any, *, can_branch: bool) -> tuple[float, float]:
     """Relative errors, against forwards without a cache, of a tree with a step after it and of plain decoding."""
     prompt, tree, after = _example(model, can_branch)
     runner = SlabRunner(model, can_branch=can_branch)
-    runner.prefill(prompt[:, :-1])
-    rows = [runner.forward(int(prompt[0, -1]), tree)]
+    runner.prefill([prompt[0, :-1]])
+    rows = [runner.forward([int(prompt[0, -1])], [tree])[0]]
     leaf_paths = _leaf_paths(tree)
     kept = leaf_paths[-1]
-    runner.keep([0, *(node + 1 for node in kept)])
-    rows.append(runner.forward(after, DraftTree.empty()))  # shows that the right slots were kept
+    runner.keep([[0, *(node + 1 for node in kept)]])
+    rows.append(runner.forward([after], [DraftTree.empty()])[0])  # shows that the right slots were kept
 
     texts = [[*prompt[0].tolist(), *tree.token_ids[path].tolist(), after] for path in leaf_paths]
     expected = model(input_ids=torch.tensor(texts, device=model.device), use_cache=False).logits
@@ -70,10 +70,11 @@ def _errors(model: Any, *, can_branch: bool) -> tuple[float, float]:
 def _plain_noise(model: Any, prompt: torch.Tensor, text: list[int], expected: torch.Tensor) -> float:
     """How far one-token-at-a-time decoding is from a forward over the whole text."""
     runner = SlabRunner(model)
-    runner.prefill(prompt[:, :-1])
+    runner.prefill([prompt[0, :-1]])
     error = 0.0
     for position in range(prompt.shape[1] - 1, len(text)):
-        logits = runner.forward(text[position], DraftTree.empty())
+        logits = runner.forward([text[position]], [DraftTree.empty()])[0]
+        runner.keep([[0]])
         error = _worst(error, _distance(logits, expected[position : position + 1]))
     return error
 
