@@ -170,20 +170,31 @@ def random_tree(rng, size) -> DraftTree:
 
 
 def test_batch_of_ragged_prompts_is_each_alone(model):
-    """Plain `generate` with left padding, with beams, and PIA's own."""
+    """Plain `generate` with left padding, with and without beams."""
     rows = prompts(model, 5, seed=8)
     assert len({row.shape[1] for row in rows}) > 3
     padded, mask = left_padded(rows)
-    options = {"attention_mask": mask, "eos_token_id": None}
-    plain = generate(model, padded, **options)
-    drafted = generate(model, padded, custom_generate=pia.Lookahead(budget=8), **options)
-    beams = generate(model, padded, num_beams=3, **options)
-    for number, row in enumerate(rows):
-        alone = generate(model, row, eos_token_id=None)[0, row.shape[1] :]
-        assert torch.equal(plain[number, padded.shape[1] :], alone)
-        assert torch.equal(drafted[number, padded.shape[1] :], alone)
-        alone = generate(model, row, num_beams=3, eos_token_id=None)[0, row.shape[1] :]
-        assert torch.equal(beams[number, padded.shape[1] :], alone)
+    for num_beams in (1, 3):
+        options = {"eos_token_id": None, "num_beams": num_beams}
+        together = generate(model, padded, attention_mask=mask, **options)[:, padded.shape[1] :]
+        for number, row in enumerate(rows):
+            assert torch.equal(together[number], generate(model, row, **options)[0, row.shape[1] :])
+
+
+def test_drafted_batch_of_ragged_prompts_is_each_alone(model):
+    """PIA's own batches, learning from one another; rows end at different lengths and leave."""
+    rows = prompts(model, 5, seed=8)
+    padded, mask = left_padded(rows)
+    options = {"eos_token_id": list(range(2, 9)), "pad_token_id": 0}
+    alone = [generate(model, row, **options)[0, row.shape[1] :].tolist() for row in rows]
+    assert len({len(tokens) for tokens in alone}) > 1
+    lookahead = pia.Lookahead(budget=12)
+    for _ in range(2):
+        together = generate(model, padded, attention_mask=mask, custom_generate=lookahead, **options)
+        for tokens, expected in zip(together[:, padded.shape[1] :].tolist(), alone, strict=True):
+            assert tokens[: len(expected)] == expected and not any(tokens[len(expected) :])
+    stats = lookahead.last_stats
+    assert stats.mode == "tree" and stats.num_accepted > 5 and stats.num_drafted > stats.num_accepted
 
 
 def left_padded(rows):
