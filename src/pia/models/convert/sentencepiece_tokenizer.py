@@ -167,7 +167,7 @@ def _isolate(tokenizer: Tokenizer, symbols: list[str]) -> None:
     """User-defined symbols are found in any text, but unlike special tokens they do not start a new one behind them."""
     from tokenizers import Regex, pre_tokenizers
 
-    escaped = [re.escape(text.replace(" ", _SPACE)) for text in sorted(symbols, key=len, reverse=True)]
+    escaped = [re.escape(text) for text in sorted(symbols, key=len, reverse=True)]
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(escaped)), "isolated")
 
 
