@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import own_families_original as original
 import pytest
+import sentencepiece
 import torch
 from own_families_original import BAICHUAN, BLANKS, GLM, PIECE, SEED, TEXT
 from safetensors.torch import save_file
@@ -17,6 +19,7 @@ import pia
 from pia.cli.models import load_model
 from pia.errors import ConversionError
 from pia.models.convert.conversion import convert
+from pia.models.convert.glm10b_tokenizer import glm_tokenizer
 from pia.models.convert.registry import converter_for
 
 STORED = json.loads((Path(__file__).parent / "own_families_logits.json").read_text())["last_logits"]
@@ -117,6 +120,67 @@ def test_glm_tokenizer_writes_the_prompts_form(tmp_path):
     bare = tokenizer("he[MASK] hello", add_special_tokens=False)["input_ids"]
     assert tokenizer.convert_ids_to_tokens(bare) == ["he", "[MASK]", "hello"]
     assert tokenizer.decode(tokenizer("hello wo")["input_ids"], skip_special_tokens=True) == "hello wo"
+
+
+CHINESE = ["今天天气很好。我们去公园散步吧。", "你好世界。", "hello world 12345", "人工智能语言模型 生成文本"]
+ADDED = [
+    "<|endoftext|>",
+    "[SEP]",
+    "[CLS]",
+    "[MASK]",
+    "[UNK]",
+    "<|startofpiece|>",
+    "<|endofpiece|>",
+    "[gMASK]",
+    "[sMASK]",
+]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_chinese_glm_tokenizer(kind, tmp_path):
+    """Ids are SentencePiece's own, the added ones stand behind them, and the form of a prompt is written around."""
+    spm = write_sentencepiece(tmp_path / "cog-pretrain.model", kind)
+    size = spm.get_piece_size()
+    (tmp_path / "added_tokens.json").write_text(json.dumps({token: size + i for i, token in enumerate(ADDED)}))
+    tokenizer = glm_tokenizer(tmp_path)
+    first, gmask, last, start = (
+        size + ADDED.index(t) for t in ("[CLS]", "[gMASK]", "<|endoftext|>", "<|startofpiece|>")
+    )
+    for text in CHINESE:
+        assert tokenizer(f"{text}[gMASK]")["input_ids"] == [first, *spm.encode(text), gmask, last, start]
+        assert tokenizer.decode(spm.encode(text)) == text
+    assert tokenizer.eos_token == "<|endofpiece|>"
+
+
+def write_sentencepiece(path, kind):
+    file = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CHINESE * 20),
+        model_writer=file,
+        model_type=kind,
+        vocab_size=80,
+        hard_vocab_limit=False,
+        normalization_rule_name="identity",
+        minloglevel=2,
+        num_threads=1,
+    )
+    path.write_bytes(file.getvalue())
+    return sentencepiece.SentencePieceProcessor(model_proto=file.getvalue())
+
+
+def test_baichuan_chat_model_brings_its_tokenizer(tmp_path):
+    source = baichuan_folder(tmp_path / "source", "2")
+    spm = write_sentencepiece(source / "tokenizer.model", "bpe")
+    roles = {"user_token_id": 10, "assistant_token_id": 11}
+    (source / "generation_config.json").write_text(json.dumps(roles))
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "bos_token_id": 1}))
+    convert(source, tmp_path / "new", dtype="float32")
+    _, tokenizer = load_model(str(tmp_path / "new"), device="cpu")
+    assert tokenizer("hello world", add_special_tokens=False)["input_ids"] == spm.encode("hello world")
+    messages = [{"role": "user", "content": "hello"}]
+    chat = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert chat[0] == 10 and chat[-1] == 11
 
 
 def test_glm_from_folder_to_text(tmp_path):

@@ -119,8 +119,8 @@ class Glm10B(Converter):
         tokenizer = glm_tokenizer(self.folder)
         if tokenizer is None:
             raise ConversionError(
-                f"{self.folder} has no tokenizer that can be converted (vocab.json with merges.txt, or a SentencePiece "
-                "model), and only the tokenizer tells the ids of [gMASK] and <|startofpiece|>; put its files there"
+                f"{self.folder} has no tokenizer that can be converted (vocab.json and merges.txt, or "
+                "cog-pretrain.model), and only the tokenizer tells the ids of [gMASK] and <|startofpiece|>; put its files there"
             )
         return tokenizer
 

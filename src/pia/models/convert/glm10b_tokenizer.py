@@ -1,17 +1,18 @@
 """GLM's tokenizers, as stock ones that write the form of a prompt around a text.
 
 A prompt is `[CLS] text with [gMASK] <|endoftext|> <|startofpiece|>`; what comes next is generated, up to
-`<|endofpiece|>`, which therefore becomes EOS. The English models have GPT-2's vocabulary.
+`<|endofpiece|>`, which therefore becomes EOS. The English models have GPT-2's vocabulary, the Chinese ones
+SentencePiece.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pia.errors import ConversionError
 from pia.models.convert.converter import read_json
+from pia.models.convert.sentencepiece_tokenizer import sentencepiece_tokenizer
 from pia.models.convert.stock_tokenizer import stock_tokenizer
 
 if TYPE_CHECKING:
@@ -21,24 +22,39 @@ if TYPE_CHECKING:
 START, END = "<|startofpiece|>", "<|endofpiece|>"
 MASKS = ("[MASK]", "[sMASK]", "[gMASK]")
 _FIRST, _LAST = "[CLS]", "<|endoftext|>"
+_CHINESE = "cog-pretrain.model"
 
 
 def glm_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
-    """The tokenizer of a folder with `vocab.json` and `merges.txt`; `None` without these.
+    """The tokenizer of a folder with `vocab.json` and `merges.txt` or with `cog-pretrain.model`; `None` without these.
 
     Raises:
         ConversionError: a file is damaged, or a token that prompts are made of is missing.
     """
-    if not (folder / "vocab.json").exists() or not (folder / "merges.txt").exists():
+    added = _added_tokens(folder)
+    if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        tokenizer = _gpt2_tokenizer(folder, added)
+    elif (folder / _CHINESE).exists():
+        tokenizer = _chinese_tokenizer(folder, added)
+    else:
         return None
-    config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
-    tokenizer = _gpt2_tokenizer(folder)
-    _add_special_tokens(tokenizer, _added_tokens(folder))
-    _write_form(tokenizer, folder)
-    return stock_tokenizer(tokenizer, {"eos_token": END, "pad_token": _LAST, "unk_token": _LAST}, config)
+    _write_form(tokenizer.backend_tokenizer, folder)
+    return tokenizer
 
 
-def _gpt2_tokenizer(folder: Path) -> Tokenizer:
+def _chinese_tokenizer(folder: Path, added: dict[str, int]) -> PreTrainedTokenizerFast:
+    in_order = sorted(added, key=added.__getitem__)
+    tokenizer = sentencepiece_tokenizer(folder, file=_CHINESE, special_tokens=in_order)
+    assert tokenizer is not None, "the file is there"
+    known = tokenizer.get_vocab()
+    for token, number in added.items():
+        if known.get(token) != number:
+            raise _out_of_order(token, number)
+    tokenizer.eos_token, tokenizer.pad_token = END, _LAST
+    return tokenizer
+
+
+def _gpt2_tokenizer(folder: Path, added: dict[str, int]) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     try:
@@ -48,7 +64,9 @@ def _gpt2_tokenizer(folder: Path) -> Tokenizer:
     tokenizer = Tokenizer(bpe)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
+    _add_special_tokens(tokenizer, added)
+    config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+    return stock_tokenizer(tokenizer, {"eos_token": END, "pad_token": _LAST, "unk_token": _LAST}, config)
 
 
 def _added_tokens(folder: Path) -> dict[str, int]:
@@ -73,10 +91,14 @@ def _add_special_tokens(tokenizer: Tokenizer, added: dict[str, int]) -> None:
     known = tokenizer.get_vocab()
     for token, number in sorted(added.items(), key=lambda item: item[1]):
         if known.get(token, number) != number or (token not in known and number != tokenizer.get_vocab_size()):
-            raise ConversionError(f"the tokenizer's added token {json.dumps(token)} has the id {number}, out of order")
+            raise _out_of_order(token, number)
         tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False, lstrip=True, rstrip=True)])
     if _LAST in known and _LAST not in added:
         tokenizer.add_special_tokens([AddedToken(_LAST, special=True, normalized=False)])
+
+
+def _out_of_order(token: str, number: int) -> ConversionError:
+    return ConversionError(f"the tokenizer's added token {token!r} has the id {number}, out of order")
 
 
 def _write_form(tokenizer: Tokenizer, folder: Path) -> None:
