@@ -197,6 +197,41 @@ def test_drafted_batch_of_ragged_prompts_is_each_alone(model):
     assert stats.mode == "tree" and stats.num_accepted > 5 and stats.num_drafted > stats.num_accepted
 
 
+def test_several_answers_to_one_prompt(model):
+    """Rows that are copies of a prefilled one; with one token to choose from, sampling is greedy."""
+    prompt = prompts(model, 1, seed=15)[0]
+    expected = generate(model, prompt, eos_token_id=None)
+    source = ToySource(expected[0].tolist(), 0.6)
+    options = {"do_sample": True, "top_k": 1, "num_return_sequences": 3, "eos_token_id": None}
+    out = model.generate(
+        prompt, max_new_tokens=NUM_NEW, custom_generate=pia.Lookahead(cache=source, budget=12), **options
+    )
+    assert torch.equal(out, expected.expand(3, -1))
+
+
+def test_a_returned_cache_goes_on(model):
+    """What is remembered of a text is in the cache that PIA hands back."""
+    prompt = prompts(model, 1, seed=16)[0]
+    whole = generate(model, prompt, eos_token_id=None)
+    first = model.generate(
+        prompt,
+        max_new_tokens=NUM_NEW // 2,
+        do_sample=False,
+        eos_token_id=None,
+        return_dict_in_generate=True,
+        custom_generate=pia.Lookahead(cache=ToySource(whole[0].tolist(), 0.6), budget=12),
+    )
+    assert first.stats.num_accepted > 0
+    rest = model.generate(
+        first.sequences,
+        past_key_values=first.past_key_values,
+        max_new_tokens=NUM_NEW - NUM_NEW // 2,
+        do_sample=False,
+        eos_token_id=None,
+    )
+    assert torch.equal(rest, whole)
+
+
 def left_padded(rows):
     width = max(row.shape[1] for row in rows)
     padded = torch.cat([torch.nn.functional.pad(row, (width - row.shape[1], 0)) for row in rows])
@@ -288,7 +323,7 @@ def test_alibi_follows_positions_not_slots():
 def test_glm_rows_of_a_batch_have_their_own_blanks():
     """In the seed, the rows of a GLM batch went wrong: each has its own context length and mask position."""
     model = glm().double()
-    contexts = [[95, 5, 6], [7, 8, 9, 10, 95, 11, 12], [13, 14, 15, 94]]
+    contexts = [[95, 5, 6], [7, 8, 9, 10, 95, 11, 12], [13, 94, 15, 95]]  # of two mask tokens, the first counts
     rows = [torch.tensor([[*context, SOP]]) for context in contexts]
     padded, mask = left_padded(rows)
     steps = [17, 18, 19]
@@ -421,3 +456,12 @@ def test_half_precision_stays_finite(dtype):
         padded, mask = left_padded(prompts(model, 3, seed=3))
         with torch.no_grad():
             assert model(padded, attention_mask=mask).logits.isfinite().all()
+
+
+def test_published_sizes():
+    """The parameters that the model cards count."""
+    sizes = dict(vocab_size=64_000)
+    with torch.device("meta"):
+        first, second = Baichuan13BForCausalLM(Baichuan13BConfig(**sizes)), Glm10BForCausalLM(Glm10BConfig())
+    assert sum(weight.numel() for weight in first.parameters()) == 13_264_901_120  # Baichuan-13B
+    assert 9.8e9 < sum(weight.numel() for weight in second.parameters()) < 10.0e9

@@ -120,7 +120,8 @@ class Glm10B(Converter):
         if tokenizer is None:
             raise ConversionError(
                 f"{self.folder} has no tokenizer that can be converted (vocab.json and merges.txt, or "
-                "cog-pretrain.model), and only the tokenizer tells the ids of [gMASK] and <|startofpiece|>; put its files there"
+                "cog-pretrain.model), and only the tokenizer tells the ids of [gMASK] and <|startofpiece|>; "
+                "put its files there"
             )
         return tokenizer
 
