@@ -80,7 +80,6 @@ def load_tokenizer(name: str) -> Any:
         )
     from transformers import AutoTokenizer
 
-    register_families()  # a tokenizer is looked for by the model's configuration too
     if not is_local:
         note(f"Asking the Hugging Face Hub (or its local cache) for {name} ...")
     try:
