@@ -424,9 +424,27 @@ def test_saved_and_loaded(model, tmp_path):
         assert torch.equal(loaded(prompt).logits, model(prompt).logits)
 
 
-def test_static_cache(model):
-    prompt = prompts(model, 1, seed=6)[0]
-    assert torch.equal(generate(model, prompt, cache_implementation="static"), generate(model, prompt))
+@pytest.mark.parametrize("options", [{"cache_implementation": "static"}, {"use_cache": False}], ids=str)
+def test_other_caches_give_the_same_batch(model, options):
+    padded, mask = left_padded(prompts(model, 3, seed=6))
+    expected = generate(model, padded, attention_mask=mask, eos_token_id=None)
+    assert torch.equal(generate(model, padded, attention_mask=mask, eos_token_id=None, **options), expected)
+
+
+def test_assisted_generation_of_transformers(model):
+    """It crops the cache after rejected candidates, and what is remembered must shrink along."""
+    prompt = prompts(model, 1, seed=3)[0]
+    expected = generate(model, prompt, eos_token_id=None)
+    assert torch.equal(generate(model, prompt, prompt_lookup_num_tokens=3, eos_token_id=None), expected)
+
+
+def test_baichuan_prompts_may_be_read_in_chunks():
+    model = baichuan()
+    prompt = prompts(model, 1, seed=3)[0]
+    expected = generate(model, prompt)
+    assert torch.equal(generate(model, prompt, prefill_chunk_size=3), expected)
+    drafted = generate(model, prompt, prefill_chunk_size=3, custom_generate=pia.Lookahead(budget=4))
+    assert torch.equal(drafted, expected)
 
 
 def test_logits_to_keep_and_hidden_states(model):
@@ -435,7 +453,7 @@ def test_logits_to_keep_and_hidden_states(model):
         every = model(prompt, output_hidden_states=True)
         last = model(prompt, logits_to_keep=1).logits
         some = model(prompt, logits_to_keep=torch.tensor([0, 1])).logits
-    assert torch.equal(last, every.logits[:, -1:]) or torch.allclose(last, every.logits[:, -1:], atol=1e-5)
+    torch.testing.assert_close(last, every.logits[:, -1:], rtol=0, atol=1e-5)
     torch.testing.assert_close(some, every.logits[:, :2], rtol=0, atol=1e-5)
     assert len(every.hidden_states) == model.config.num_hidden_layers + 1
 
