@@ -49,6 +49,8 @@ def plan(src: str | os.PathLike[str], *, is_chat: bool | None = None) -> tuple[C
         ConversionError: it cannot be converted.
     """
     folder = Path(src).expanduser()
+    if not folder.is_dir():
+        raise ConversionError(f"there is no folder {folder}; the original checkpoint must lie on this machine")
     if not (folder / "config.json").exists():
         raise ConversionError(f"{folder} holds no model: there is no config.json in it")
     source = read_json(folder / "config.json")
@@ -137,8 +139,10 @@ def _finished_folder(dst: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk, as it says nothing of where
+            error.filename = str(dst)
         raise
 
 
@@ -182,23 +186,23 @@ def _convert_weights(
         _check_complete(set(due) - checkpoint.names)
     sizes: dict[str, int] = {}
 
-    def write(name: str, tensor: torch.Tensor) -> None:
-        shape = wanted.pop(name, None)
-        assert shape == tuple(tensor.shape), f"{converter.family}: {name} {tuple(tensor.shape)} for {shape}"
-        writer.add(name, tensor)
-        kind = str(tensor.dtype).removeprefix("torch.")
-        sizes[kind] = sizes.get(kind, 0) + tensor.numel() * tensor.element_size()
+    def write(tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
+        for name, tensor in tensors:
+            shape = wanted.pop(name, None)
+            assert shape == tuple(tensor.shape), f"{converter.family}: {name} {tuple(tensor.shape)} for {shape}"
+            writer.add(name, tensor)
+            kind = str(tensor.dtype).removeprefix("torch.")
+            sizes[kind] = sizes.get(kind, 0) + tensor.numel() * tensor.element_size()
 
     for name, tensor in checkpoint.tensors():
         on_tensor(name, tensor.numel() * tensor.element_size())
         if name in due:
-            for new_name, new_tensor in converter.tensors(name, _checked(name, tensor, due.pop(name), dtype)):
-                write(new_name, new_tensor)
+            write(converter.tensors(name, _checked(name, tensor, due.pop(name), dtype)))
         elif not converter.ignores(name):
-            raise ConversionError(f"the tensor {name} belongs to no {converter.family} model, or is there twice")
+            raise ConversionError(f"the tensor {name} does not belong to {converter.family}, or is there twice")
+        del tensor  # before the next one is read
     _check_complete(due)
-    for new_name, new_tensor in converter.finish():
-        write(new_name, new_tensor)
+    write(converter.finish())
     assert not wanted, f"{converter.family}: nothing was written for {sorted(wanted)[:5]}"
     return max(sizes, key=lambda kind: sizes[kind])
 
