@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -411,6 +414,14 @@ def test_attention_implementations_agree(model, tmp_path):
         ours, theirs = (m(padded, attention_mask=mask).logits[mask.bool()] for m in (model, eager))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
     assert eager.config._attn_implementation == "eager" and model.config._attn_implementation == "sdpa"
+
+
+def test_registering_is_asked_for():
+    """Neither `import pia` nor looking the function up loads torch; calling it twice is fine."""
+    code = "import sys, pia; pia.register_families; assert not {'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    pia.register_families()
+    pia.register_families()
 
 
 def test_saved_and_loaded(model, tmp_path):
