@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pia
-from pia.cli.models import load_model
+from pia.cli.loading import load_model
 from pia.errors import ConversionError
 from pia.models.convert.conversion import convert
 from pia.models.convert.glm10b_tokenizer import glm_tokenizer
