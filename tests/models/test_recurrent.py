@@ -16,7 +16,8 @@ from pia.models.capability import Mode, declared_capability
 from pia.models.recurrent import RecurrentRunner
 from pia.models.self_check import proved_capability
 from pia.models.snapshot import StateSnapshot
-from toys import VOCAB, ToySource, prompts
+from pia.models.twin import verifying_twin
+from toys import VOCAB, ToySource, prompts, tiny_model
 
 KNOWN = [pytest.param(row, id=row.name) for row in ROWS if row.is_known]
 CHAINS = [param for param in KNOWN if param.values[0].mode == "chain"]
@@ -171,3 +172,31 @@ def test_model_of_somebody_elses_is_not_trusted():
     torch.manual_seed(0)
     capability = declared_capability(Mine(BY_NAME["mamba2"].build().config))
     assert capability.mode == Mode.PLAIN and "Transformers' own" in capability.reason
+
+
+@pytest.mark.parametrize("name", ["zamba2", "nemotron_h"])
+def test_clamped_steps_need_the_twin(name, monkeypatch):
+    model = BY_NAME[name].build()
+    declared = declared_capability(model)
+    assert proved_capability(model, declared).mode == Mode.CHAIN
+    monkeypatch.setattr("pia.models.recurrent.verifying_twin", lambda model: model)
+    assert proved_capability(model, declared).mode == Mode.PLAIN
+    model.forward = model.forward  # wrapped, as offloading does: a copy would call the original
+    wrapped = declared_capability(model)
+    assert wrapped.mode == Mode.PLAIN and "wrapped" in wrapped.reason
+
+
+def test_twin_shares_weights_and_changes_nothing():
+    model = BY_NAME["bamba"].build()
+    for layer in model.model.layers:
+        if hasattr(layer, "mamba"):
+            layer.mamba.chunk_size = 64
+    twin = verifying_twin(model)
+    ours, theirs = dict(model.named_parameters()), dict(twin.named_parameters())
+    assert ours.keys() == theirs.keys() and all(ours[name] is theirs[name] for name in ours)
+    assert twin.model.layers[0].mamba.chunk_size == 16 and model.model.layers[0].mamba.chunk_size == 64
+    assert twin.model.layers[1] is model.model.layers[1] and twin.lm_head is model.lm_head
+    model.model.layers[0].mamba.in_proj = replaced = torch.nn.Linear(1, 1)
+    assert twin.model.layers[0].mamba.in_proj is replaced
+    llama = tiny_model("llama")
+    assert verifying_twin(llama) is llama

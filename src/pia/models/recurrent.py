@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicCache
 
 from pia.drafting.tree import DraftTree
 from pia.models.snapshot import StateSnapshot
+from pia.models.twin import verifying_twin
 
 _CACHE_ARGUMENTS = ("past_key_values", "cache_params", "state")
 
@@ -37,6 +38,7 @@ class RecurrentRunner:
 
     def __init__(self, model: Any, *, prefill_chunk_size: int | None = None) -> None:
         self.model = model
+        self._verifier = verifying_twin(model)  # made for each request: modules may be replaced between them
         self.device = model.device
         self._chunk_size = prefill_chunk_size
         name = cache_argument(model)
@@ -60,7 +62,7 @@ class RecurrentRunner:
     def cache(self) -> Any:
         """The model's state after all tokens kept. Tokens still to be replayed are fed now."""
         if self._pending:
-            self._feed(self._pending, 1)
+            self._continue(self._pending, 1)
             self._pending = []
         return self._cache
 
@@ -69,7 +71,7 @@ class RecurrentRunner:
         """Feeds the prompt `[1, length]`; returns the logits after its last token, `[1, vocab]`."""
         size = self._chunk_size or input_ids.shape[1]
         for ids in torch.split(input_ids, size, dim=1):
-            logits = self._feed(ids[0].tolist(), 1)
+            logits = self._feed(self.model, ids[0].tolist(), 1)
         return logits
 
     @torch.no_grad()
@@ -82,7 +84,7 @@ class RecurrentRunner:
         if len(tree):
             self._snapshot.take(self._cache)
         self._fed = [*self._pending, token_id, *tree.token_ids.tolist()]
-        return self._feed(self._fed, 1 + len(tree))
+        return self._continue(self._fed, 1 + len(tree))
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keeps the first `len(rows)` rows of the last forward."""
@@ -99,7 +101,12 @@ class RecurrentRunner:
         self.keep([])
         self._pending = []
 
-    def _feed(self, token_ids: list[int], num_logits: int) -> torch.Tensor:
+    @torch.no_grad()
+    def _continue(self, token_ids: list[int], num_logits: int) -> torch.Tensor:
+        """Feeds tokens that plain decoding would feed one by one."""
+        return self._feed(self._verifier if len(token_ids) > 1 else self.model, token_ids, num_logits)
+
+    def _feed(self, model: Any, token_ids: list[int], num_logits: int) -> torch.Tensor:
         """One forward; returns the logits of the last `num_logits` tokens, `[num_logits, vocab]`."""
         size = len(token_ids)
         inputs: dict[str, Any] = {self._cache_name: self._cache, "use_cache": True, "return_dict": True}
@@ -107,7 +114,7 @@ class RecurrentRunner:
             inputs["position_ids"] = torch.arange(self._length, self._length + size, device=self.device)[None]
         if self._can_skip_logits and num_logits < size:
             inputs["logits_to_keep"] = num_logits
-        output = self.model(input_ids=torch.tensor([token_ids], device=self.device), **inputs)
+        output = model(input_ids=torch.tensor([token_ids], device=self.device), **inputs)
         self._cache = getattr(output, self._cache_name)
         self._length += size
         if self.device.type == "cuda":  # so that the statistics show where the time goes
