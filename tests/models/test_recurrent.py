@@ -200,3 +200,17 @@ def test_twin_shares_weights_and_changes_nothing():
     assert twin.model.layers[0].mamba.in_proj is replaced
     llama = tiny_model("llama")
     assert verifying_twin(llama) is llama
+
+
+@pytest.mark.parametrize("name", ["lfm2", "qwen3_next"])
+def test_automatic_budget_changes_nothing(name):
+    model = BY_NAME[name].build()
+    num_accepted = 0
+    lookahead = pia.Lookahead(max_budget=12)
+    for number, prompt in enumerate(prompts(3, seed=6)):
+        expected = generate(model, prompt, max_new_tokens=40)
+        lookahead.cache = ToySource(expected[0].tolist(), 0.95, width=1, depth=10, seed=number)
+        assert torch.equal(generate(model, prompt, max_new_tokens=40, custom_generate=lookahead), expected)
+        num_accepted += lookahead.last_stats.num_accepted
+        assert "measured cost" in lookahead.last_stats.reason
+    assert num_accepted > 0
