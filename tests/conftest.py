@@ -17,6 +17,10 @@ transformers.logging.set_verbosity_error()
 torch.set_num_threads(1)  # tiny models: a second thread costs more than it brings
 
 
+def pytest_addoption(parser):
+    parser.addoption("--model", metavar="PATH_OR_NAME", help="with tests/models: check this model, and no other")
+
+
 @pytest.fixture(scope="session", params=sorted(FAMILIES))
 def family(request):
     """A tiny float32 model of each family that verifies trees."""

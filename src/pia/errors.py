@@ -41,3 +41,7 @@ class TraceError(PiaError):
 
 class DrafterError(PiaError):
     """A drafter to be replayed is unknown, not installed, or breaks the protocol."""
+
+
+class RowsInStepError(PiaError):
+    """The rows of a batch can only be decoded in step, one token each at a time."""

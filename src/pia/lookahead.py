@@ -4,57 +4,39 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from pia.config import LookaheadConfig
-from pia.decoding.chooser import TokenChooser
-from pia.decoding.loop import Drafter, decode_steps
+from pia.decoding.drafter import Drafter
+from pia.decoding.loop import Row, decode_steps
 from pia.decoding.request import Request, Stopping
 from pia.decoding.stats import Stats, Step
 from pia.drafting.budget import BudgetPolicy, Calibrator, CostCurve
 from pia.drafting.cache import DraftCache
+from pia.drafting.chain_budget import ChainBudgetPolicy
 from pia.drafting.fingerprint import tokenizer_fingerprint, tokenizer_vocab_size
 from pia.drafting.source import DraftSession, NoDrafts
-from pia.errors import CacheMismatchError, UnsupportedOptionError
-from pia.generate_call import GenerateCall, caller_argument, vocab_size
+from pia.errors import CacheMismatchError, RowsInStepError, UnsupportedOptionError
+from pia.generate_call import GenerateCall, caller_argument, row_generators, vocab_size
 from pia.models.capability import Capability, Mode
-from pia.models.kv import SlabCache
 from pia.models.profile import capability_of, curve_of
+from pia.models.recurrent import RecurrentRunner
 from pia.models.runner import Runner, SlabRunner, StockRunner
-from pia.prediction import NO_PREDICTION, Prediction, prediction_ids
+from pia.output import Decoding, LookaheadOutput, output_of
+from pia.prediction import NO_PREDICTION, Prediction, prediction_rows
 from pia.recording import TraceRecorder, model_name, record_rows, recorded
 from pia.seed_options import from_decoding_kwargs
 
 logger = logging.getLogger("pia")
 
 _UNUSED = "the predicted output goes unused"
-
-
-@dataclass
-class LookaheadOutput(GenerateDecoderOnlyOutput):  # type: ignore[misc]
-    """Transformers' output with PIA's statistics; `kwargs` holds the seed's `edls`, `dls`, `fts` and `qts`."""
-
-    stats: Stats | None = None
-    kwargs: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """One request under way: iterate over `steps`; `stats` fills as they come."""
-
-    request: Request
-    chooser: TokenChooser
-    runner: Runner
-    stats: Stats
-    steps: Generator[Step, None, None]
 
 
 class Lookahead:
@@ -96,68 +78,101 @@ class Lookahead:
         stopping_criteria: Any,
         generation_config: Any,
         decoding_kwargs: dict[str, Any] | None = None,
-        predicted_output_ids: Prediction | None = None,
+        predicted_output_ids: Prediction | Sequence[Prediction | None] | None = None,
+        seeds: Sequence[int] | None = None,
         **model_kwargs: Any,
     ) -> Any:
         """Decodes one prepared call of `generate`; Transformers calls this.
 
-        `predicted_output_ids`, `[n]` or `[1, n]`, is what the caller expects the output to be, more or less.
+        `decoding_kwargs` are the seed's options. `predicted_output_ids` is what the output is expected to be, more or
+        less, `[n]` or `[1, n]`; for a batch one of them, or `None`, for each row.
+
+        `seeds` are for sampling, one for each row: a row becomes what it would be alone after `torch.manual_seed` with
+        its seed, whatever is beside it. Without them a single row draws from torch's own generator, as plain decoding
+        does, and the rows of a batch from generators that are seeded by it.
         """
         config = from_decoding_kwargs(self.config, decoding_kwargs)
         streamer = caller_argument("streamer")
         call = GenerateCall(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs)
-        if config is None or call.num_rows > 1:
-            reason = "use_lookahead is off" if config is None else f"a batch of {call.num_rows} rows"
-            if config is not None and predicted_output_ids is not None:
-                reason += f"; {_UNUSED}"
-            return self._sample_plainly(call, streamer, reason)
-        predicted = prediction_ids(predicted_output_ids, name="predicted_output_ids", vocab_size=vocab_size(call.model))
-        decoding = self.start(call, config, predicted_ids=predicted)
+        if config is None:
+            return self._sample_plainly(call, streamer, "use_lookahead is off", seeds)
+        predicted = prediction_rows(predicted_output_ids, call.num_rows, vocab_size=vocab_size(model))
+        try:
+            if call.num_rows > 1 and streamer is not None:
+                raise RowsInStepError("a streamer takes the rows in step")
+            decoding = self.start(call, config, predicted_ids=predicted, seeds=seeds)
+        except RowsInStepError as error:
+            unused = f"; {_UNUSED}" if any(map(len, predicted)) else ""
+            return self._sample_plainly(call, streamer, f"a batch of {call.num_rows} rows: {error}{unused}", seeds)
         with closing(decoding.steps) as steps:
             for step in steps:
                 for token_id in step.token_ids if streamer is not None else ():
                     streamer.put(torch.tensor([token_id]))
         if streamer is not None:
             streamer.end()
-        return _output(call, decoding)
+        return output_of(call, decoding)
 
     def start(
         self,
         call: GenerateCall,
         config: LookaheadConfig | None = None,
         *,
-        predicted_ids: npt.NDArray[np.int32] = NO_PREDICTION,
+        predicted_ids: Sequence[npt.NDArray[np.int32]] = (),
+        seeds: Sequence[int] | None = None,
     ) -> Decoding:
-        """Opens a request for a prepared call. Its prompt is fed when the first step is asked for.
+        """Opens the requests of a prepared call. Their prompts are fed when the first step is asked for.
 
         Args:
             call: what to decode.
             config: options of this call; those of the object by default.
-            predicted_ids: token ids that the output is expected to be, `[n]`.
+            predicted_ids: token ids that each row's output is expected to be, `[n]` each.
+            seeds: of each row's random draws.
 
         Raises:
-            UnsupportedOptionError: the call has more than one row.
+            RowsInStepError: the rows of the call cannot be decoded apart.
             CacheMismatchError: the draft cache belongs to another tokenizer.
+            UnsupportedOptionError: the seeds are not one for each row.
         """
         config = config or self.config
-        if call.num_rows > 1:
-            raise UnsupportedOptionError(
-                f"steps are of one request, and this call has {call.num_rows} rows; start one for each"
-            )
+        predicted_ids = predicted_ids or [NO_PREDICTION] * call.num_rows
         capability, curve = self._examine(call, config)
+        if call.num_rows > 1 and not capability.can_batch:
+            raise RowsInStepError(capability.reason)
         runner = _new_runner(call, capability, config)
-        request = call.new_request(strip_padding=runner.can_draft)
-        chooser = call.new_chooser()
-        policy = self._new_policy(call.model, curve, config)
-        if len(predicted_ids):
+        policy = self._new_policy(call, curve, config, runner)
+        if any(map(len, predicted_ids)):
             policy.expect_much()
-        drafter = self._new_drafter(call, request, capability, policy, config, predicted_ids)
+        can_draft = capability.can_verify_chains and config.budget != 0
+        requests = [call.new_request(row, strip_padding=runner.can_draft) for row in range(call.num_rows)]
+        choosers = [call.new_chooser(row, generator) for row, generator in enumerate(row_generators(call, seeds))]
+        drafters = [
+            Drafter(
+                self._begin(call, request, config, predicted) if can_draft else NoDrafts(),
+                max_depth=config.max_depth,
+                shape=config.shape if capability.can_verify_trees else "chain",
+                max_length=context_length(call.model),
+                vocab_size=vocab_size(call.model),
+                depth_at=capability.positions.max_depth,
+            )
+            for request, predicted in zip(requests, predicted_ids, strict=True)
+        ]
+        rows = list(map(Row, range(call.num_rows), requests, choosers, drafters))
         reason = _reason(capability, curve, config)
-        if len(predicted_ids) and not capability.can_verify_chains:
+        if any(map(len, predicted_ids)) and not capability.can_verify_chains:
             reason += f"; {_UNUSED}"
-        stats = self.last_stats = Stats(mode=capability.mode.label, reason=reason)
-        steps = _counted(decode_steps(runner, request, chooser, drafter), stats)
-        return Decoding(request, chooser, runner, stats, recorded(steps, request, self.recorder, **self._facts(call)))
+        return self._decoding(call, rows, runner, policy, Stats(mode=capability.mode.label, reason=reason))
+
+    def _decoding(
+        self, call: GenerateCall, rows: list[Row], runner: Runner, policy: BudgetPolicy, stats: Stats
+    ) -> Decoding:
+        """Ties rows, runner and statistics together."""
+        self.last_stats = stats
+        row_stats = [stats] if len(rows) == 1 else [Stats(mode=stats.mode, reason=stats.reason) for _ in rows]
+        by_length = sorted(rows, key=lambda row: row.request.prompt_ids.shape[1])  # neighbours are fed together
+        steps = _counted(decode_steps(runner, by_length, policy), stats, row_stats)
+        requests = [row.request for row in rows]
+        steps = recorded(steps, requests, self.recorder, **self._facts(call))
+        return Decoding(rows, runner, stats, row_stats, steps)
 
     def bind(self, tokenizer: Any) -> None:
         """Ties the draft cache to a tokenizer, or checks that it is tied to this one.
@@ -196,39 +211,29 @@ class Lookahead:
     def _examine(self, call: GenerateCall, config: LookaheadConfig) -> tuple[Capability, CostCurve | None]:
         """What the model can verify in this call, and what that costs if it matters."""
         capability = capability_of(call.model, self_check=config.self_check and config.budget != 0)
-        reason = call.plain_reason() if capability.can_verify_chains else None
+        is_recurrent = capability.is_recurrent
+        reason = call.plain_reason(is_recurrent=is_recurrent) if capability.can_verify_chains else None
         if reason is not None:
             self._warn_once(f"PIA decodes plainly: {reason}")
             capability = Capability(Mode.PLAIN, reason)
-        needs_curve = config.budget == "auto" and capability.can_verify_chains
-        return capability, curve_of(call.model, can_branch=capability.can_verify_trees) if needs_curve else None
-
-    def _new_policy(self, model: Any, curve: CostCurve | None, config: LookaheadConfig) -> BudgetPolicy:
-        """The budget of one request; an automatic one goes on from what earlier requests showed."""
-        if config.budget == "auto" and curve is not None:
-            calibrator = self._calibrators.setdefault(model, Calibrator())
-            return BudgetPolicy(curve, max_nodes=config.max_budget, calibrator=calibrator)
-        fixed = 0 if config.budget == "auto" else config.budget
-        return BudgetPolicy(None, max_nodes=fixed, fixed=fixed)
-
-    def _new_drafter(
-        self,
-        call: GenerateCall,
-        request: Request,
-        capability: Capability,
-        policy: BudgetPolicy,
-        config: LookaheadConfig,
-        predicted_ids: npt.NDArray[np.int32],
-    ) -> Drafter:
-        can_draft = capability.can_verify_chains and config.budget != 0
-        return Drafter(
-            self._begin(call, request, config, predicted_ids) if can_draft else NoDrafts(),
-            policy,
-            max_depth=config.max_depth,
-            shape=config.shape if capability.can_verify_trees else "chain",
-            max_length=context_length(call.model),
-            vocab_size=vocab_size(call.model),
+        if config.budget != "auto" or not capability.can_verify_chains:
+            return capability, None
+        return capability, curve_of(
+            call.model, can_branch=capability.can_verify_trees, is_recurrent=capability.is_recurrent
         )
+
+    def _new_policy(
+        self, call: GenerateCall, curve: CostCurve | None, config: LookaheadConfig, runner: Runner
+    ) -> BudgetPolicy:
+        """The budget of one call; an automatic one goes on from what earlier requests showed."""
+        new_policy: Callable[..., BudgetPolicy] = partial(BudgetPolicy, num_rows=call.num_rows)
+        if isinstance(runner, RecurrentRunner):
+            new_policy = partial(ChainBudgetPolicy, lambda: runner.num_pending)
+        if config.budget == "auto" and curve is not None:
+            calibrator = self._calibrators.setdefault(call.model, Calibrator())
+            return new_policy(curve, max_nodes=config.max_budget, calibrator=calibrator)
+        fixed = 0 if config.budget == "auto" else config.budget
+        return new_policy(None, max_nodes=fixed, fixed=fixed)
 
     def _begin(
         self, call: GenerateCall, request: Request, config: LookaheadConfig, predicted_ids: npt.NDArray[np.int32]
@@ -260,8 +265,15 @@ class Lookahead:
             **extra,
         )
 
-    def _sample_plainly(self, call: GenerateCall, streamer: Any, reason: str) -> Any:
+    def _sample_plainly(
+        self, call: GenerateCall, streamer: Any, reason: str, seeds: Sequence[int] | None = None
+    ) -> Any:
         """Leaves the call to Transformers' own loop."""
+        if seeds is not None:
+            raise UnsupportedOptionError(
+                f"seeds cannot be honoured here ({reason}), since Transformers draws for all rows from one stream; "
+                "leave them out, or generate each row in a call of its own"
+            )
         self._warn_once(f"PIA leaves the call to Transformers: {reason}")
         stats = self.last_stats = Stats(mode="plain", reason=reason)
         output = call.model._sample(
@@ -300,7 +312,9 @@ def context_length(model: Any) -> int | None:
 
 def _new_runner(call: GenerateCall, capability: Capability, config: LookaheadConfig) -> Runner:
     if not capability.can_verify_chains:
-        return StockRunner(call.model, call.config, call.model_kwargs)
+        return StockRunner(call.model, call.config, call.model_kwargs, call.input_ids)
+    if capability.is_recurrent:
+        return RecurrentRunner(call.model, prefill_chunk_size=call.config.prefill_chunk_size)
     largest_tree = config.max_budget if config.budget == "auto" else config.budget
     max_length = call.stopping_criteria.max_length
     return SlabRunner(
@@ -308,6 +322,7 @@ def _new_runner(call: GenerateCall, capability: Capability, config: LookaheadCon
         can_branch=capability.can_verify_trees,
         max_length=None if max_length is None else max_length + largest_tree,
         prefill_chunk_size=call.config.prefill_chunk_size,
+        num_rows=call.num_rows,
     )
 
 
@@ -318,25 +333,13 @@ def _reason(capability: Capability, curve: CostCurve | None, config: LookaheadCo
     return f"{capability.reason}; {budget}"
 
 
-def _counted(steps: Generator[Step, None, None], stats: Stats) -> Generator[Step, None, None]:
-    """Passes steps on, counting them."""
+def _counted(
+    steps: Generator[Step, None, None], stats: Stats, row_stats: Sequence[Stats]
+) -> Generator[Step, None, None]:
+    """Passes steps on, counting them, for all rows and for each."""
     with closing(steps):
         for step in steps:
             stats.add(step)
+            if row_stats[step.row] is not stats:
+                row_stats[step.row].add(step)
             yield step
-
-
-def _output(call: GenerateCall, decoding: Decoding) -> Any:
-    """What `generate` returns: token ids, or `LookaheadOutput`."""
-    sequences: Any = decoding.request.input_ids.clone()
-    if not call.config.return_dict_in_generate:
-        return sequences
-    cache = decoding.runner.cache
-    return LookaheadOutput(
-        sequences=sequences,
-        scores=cast(Any, decoding.chooser.scores),
-        logits=cast(Any, decoding.chooser.logits),
-        past_key_values=cache.as_dynamic() if isinstance(cache, SlabCache) else cache,
-        stats=decoding.stats,
-        kwargs=decoding.stats.kwargs,
-    )

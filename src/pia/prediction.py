@@ -18,6 +18,27 @@ Prediction = str | Sequence[int] | npt.NDArray[np.integer[Any]] | torch.Tensor
 NO_PREDICTION: npt.NDArray[np.int32] = np.empty(0, np.int32)
 
 
+def prediction_rows(given: Any, num_rows: int, *, vocab_size: int) -> list[npt.NDArray[np.int32]]:
+    """Token ids `[n]` of each row's predicted output, as `predicted_output_ids` gives them.
+
+    Args:
+        given: for one row its token ids; for a batch one prediction, or `None`, for each row.
+        num_rows: rows of the call.
+        vocab_size: ids from here on are unknown to the model.
+
+    Raises:
+        PredictionError: there is not one for each row, or one is unfit.
+    """
+    name = "predicted_output_ids"
+    if given is None:
+        return [NO_PREDICTION] * num_rows
+    if num_rows == 1:
+        return [prediction_ids(given, name=name, vocab_size=vocab_size)]
+    if isinstance(given, str) or not hasattr(given, "__len__") or len(given) != num_rows:
+        raise PredictionError(f"{name} must hold one prediction, or None, for each of the {num_rows} rows of the call")
+    return [prediction_ids(row, name=f"{name}[{n}]", vocab_size=vocab_size) for n, row in enumerate(given)]
+
+
 def prediction_ids(
     given: Prediction | None, *, name: str, vocab_size: int, tokenizer: Any = None
 ) -> npt.NDArray[np.int32]:

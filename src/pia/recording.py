@@ -157,12 +157,13 @@ def _line_start(handle: int, end: int) -> int:
 
 
 def recorded(
-    steps: Generator[Step, None, None], request: Request, recorder: TraceRecorder | None, **facts: Any
+    steps: Generator[Step, None, None], requests: Sequence[Request], recorder: TraceRecorder | None, **facts: Any
 ) -> Generator[Step, None, None]:
-    """Passes a request's steps on and records it as it finishes; one that is broken off is not recorded."""
+    """Passes steps on and records each request as it finishes; one that is broken off is not recorded."""
     with closing(steps):
         for step in steps:
             if recorder is not None and step.finish_reason is not None:
+                request = requests[step.row]
                 output = until_stop(request.output_ids, request.stopping.eos_ids)
                 recorder.record(request.prompt_ids[0].tolist(), output, **facts)
             yield step

@@ -12,9 +12,11 @@ import numpy.typing as npt
 import torch
 
 from pia.decoding.stats import Stats, Step
-from pia.errors import PromptError
+from pia.errors import PromptError, UnsupportedOptionError
 from pia.generate_call import prepare, vocab_size
-from pia.lookahead import Decoding, Lookahead, context_length
+from pia.lookahead import Lookahead, context_length
+from pia.models.placement import input_device
+from pia.output import Decoding
 from pia.prediction import NO_PREDICTION, Prediction, prediction_ids
 
 _DEFAULT_MAX_NEW_TOKENS = 256
@@ -225,9 +227,15 @@ def _start(
     predicted_ids: npt.NDArray[np.int32],
     generate_kwargs: dict[str, Any],
 ) -> Decoding:
-    input_ids = input_ids.to(model.device)
+    input_ids = input_ids.to(input_device(model))
     kwargs = {"attention_mask": torch.ones_like(input_ids), **generate_kwargs}
-    return (lookahead or Lookahead()).start(prepare(model, input_ids, **kwargs), predicted_ids=predicted_ids)
+    call = prepare(model, input_ids, **kwargs)
+    if call.num_rows > 1:
+        raise UnsupportedOptionError(
+            f"this is for one request, and the call has {call.num_rows} rows; start one for each, "
+            "or give the batch to model.generate(..., custom_generate=lookahead)"
+        )
+    return (lookahead or Lookahead()).start(call, predicted_ids=[predicted_ids])
 
 
 def _predicted(model: Any, given: Prediction | None, tokenizer: Any = None) -> npt.NDArray[np.int32]:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from pia.drafting.shape import ancestors
 from pia.drafting.tree import DraftTree
-from pia.models.runner import SlabRunner, layout
+from pia.models.layout import layout
+from pia.models.runner import SlabRunner
 from toys import FAMILIES, VOCAB, tiny_model
 
 MODELS = {name: tiny_model(name).double() for name in FAMILIES}
@@ -40,16 +41,16 @@ def trees(draw, max_nodes=10):
 def test_tree_rows_and_kept_kv(name, prompt, rounds):
     model = MODELS[name]
     runner = SlabRunner(model)
-    runner.prefill(torch.tensor([prompt]))
+    runner.prefill([torch.tensor(prompt)])
     text, token = list(prompt), 3
     for tree, choice in rounds:
-        logits = runner.forward(token, tree)
+        logits = runner.forward([token], [tree])[0]
         parents = tree.parents.tolist()
         for node in range(-1, len(tree)):
             path = [*text, token, *tree.token_ids[ancestors(parents, node)].tolist()]
             torch.testing.assert_close(logits[node + 1], _last_logits(model, path), rtol=0, atol=1e-9)
         kept = ancestors(parents, choice % (len(tree) + 1) - 1)
-        runner.keep([0, *(node + 1 for node in kept)])
+        runner.keep([[0, *(node + 1 for node in kept)]])
         text += [token, *tree.token_ids[kept].tolist()]
         token = (token * 7 + choice) % VOCAB
         _assert_same_kv(runner, model, text)

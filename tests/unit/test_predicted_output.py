@@ -142,9 +142,10 @@ def test_what_runs_plainly_says_that_it_goes_unused():
     model = tiny_model("llama")
     prompt = prompts(1, seed=93)[0]
     rows = prompt.repeat(2, 1)
-    expected = model.generate(rows, **GREEDY)
+    options = {**GREEDY, "guidance_scale": 1.5}  # works on rows in step only
+    expected = model.generate(rows, **options)
     out = model.generate(
-        rows, predicted_output_ids=rows, custom_generate=pia.Lookahead(), return_dict_in_generate=True, **GREEDY
+        rows, predicted_output_ids=rows, custom_generate=pia.Lookahead(), return_dict_in_generate=True, **options
     )
     assert torch.equal(out.sequences, expected)
     assert "batch of 2 rows" in out.stats.reason and "predicted output goes unused" in out.stats.reason

@@ -74,7 +74,7 @@ def build(args: argparse.Namespace) -> int:
     _require_new(args.out, args.force)
     sources = sources_of(args.files)
     total = total_bytes(sources)
-    from pia.cli.models import load_tokenizer
+    from pia.cli.loading import load_tokenizer
 
     corpus_build.use_all_cores()
     tokenizer = load_tokenizer(args.tokenizer)

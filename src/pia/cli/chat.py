@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `pia chat`."""
-    from pia.cli.models import load_model
+    from pia.cli.loading import load_model
 
     if args.save_cache and not Path(args.save_cache).parent.is_dir():
         raise CacheFileError(f"can't save to {args.save_cache}: there is no folder {Path(args.save_cache).parent}")

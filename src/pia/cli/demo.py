@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs `pia demo`."""
     from pia.cli.bench import demo_prompts
-    from pia.cli.models import load_model, stay_offline
+    from pia.cli.loading import load_model, stay_offline
 
     stay_offline()
     prompts = demo_prompts(args.questions)

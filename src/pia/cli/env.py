@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `pia env`."""
-    from pia.cli.models import load_model, quiet_libraries
+    from pia.cli.loading import load_model, quiet_libraries
 
     quiet_libraries()
     from pia.bench.machine import describe_machine
@@ -52,7 +52,7 @@ def _examine(model: Any) -> dict[str, Any]:
     capability = capability_of(model, self_check=True)
     facts: dict[str, Any] = {"mode": capability.mode.label, "reason": capability.reason}
     if capability.can_verify_chains:
-        curve = curve_of(model, can_branch=capability.can_verify_trees)
+        curve = curve_of(model, can_branch=capability.can_verify_trees, is_recurrent=capability.is_recurrent)
         points = zip(curve.sizes, curve.seconds, strict=True)
         facts["forward_ms"] = {q: round(seconds * 1e3, 3) for q, seconds in points}
     return facts

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs `pia generate`."""
     from pia.cli.files import read_text
-    from pia.cli.models import answer_room, load_model
+    from pia.cli.loading import answer_room, load_model
 
     prompt = _prompt(args)
     predicted = None if args.predict is None else read_text(args.predict)

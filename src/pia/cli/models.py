@@ -1,141 +1,110 @@
-"""Loading models for the command line: the demo model, a local folder, or a name on the Hugging Face Hub."""
+"""Print the families of models that PIA is tested with, or examine one model.
+
+A row says what one forward pass verifies: a token tree, a chain of drafts, or nothing (plain: one token at a time).
+Without MODEL every row printed has a test that proves it. With MODEL the model is loaded and proves its own row.
+"""
 
 from __future__ import annotations
 
-import importlib
-import logging
-import os
-import warnings
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import argparse
+import json
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+from pia.cli import options
 
-from pia.cli.terminal import note
-from pia.errors import ModelError
+HELP = "say which models PIA accelerates, and how"
 
-
-def quiet_libraries() -> None:
-    """Keeps Transformers and the Hub from talking over our own output; call before they are imported."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
+_MEANING = """
+verifies: what one forward pass checks, a token tree, a chain of drafts, or nothing (plain decoding).
+masks: one for all layers, one with the sliding window in it, or one by type of layer.
+batches: rows of different lengths share forward passes; where not, a batch is left to Transformers.
+Other models are examined when they are first used; `pia models MODEL` says what comes of it."""
 
 
-def stay_offline() -> None:
-    """Uses local files only; call before Transformers is imported."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `pia models`."""
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="?", help="examine this model: name on the Hub, local folder, or `demo`"
+    )
+    options.add_loading(parser)
+    parser.add_argument("--json", action="store_true", help="end with one JSON line")
+    parser.set_defaults(run=run)
 
 
-def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[Any, Any]:
-    """Loads a causal language model, ready to generate, and its tokenizer.
+def run(args: argparse.Namespace) -> int:
+    """Runs `pia models`."""
+    if args.model is not None:
+        facts = _examine(args)
+    else:
+        from pia.models.families import all_families
 
-    Args:
-        name: "demo", a folder, or a name on the Hub.
-        dtype: of the weights; "auto" is the checkpoint's own, and float32 for the demo model.
-        device: "auto" is a GPU if there is one; the demo model stays on the CPU it was made for.
-
-    Raises:
-        ModelError: there is no such model, or it cannot be loaded.
-    """
-    quiet_libraries()
-    if name == "demo" or _is_folder(name):
-        stay_offline()
-    import torch
-
-    transformers: Any = importlib.import_module("transformers")
-    weights_dtype = "auto" if dtype == "auto" else getattr(torch, dtype)
-    target = _device(torch, name, device)
-    if name == "demo":
-        return _load_demo(weights_dtype, target)
-    tokenizer = load_tokenizer(name)
-    try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=weights_dtype)
-        model.to(target)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"cannot load the model {name!r}: {_first_sentence(error)}") from error
-    return model.eval(), tokenizer
+        facts = {"families": [family.as_dict() for family in all_families()]}
+    if args.json:
+        print(json.dumps(facts))
+    elif args.model is not None:
+        _show_model(facts)
+    else:
+        _show_families(facts["families"])
+    return 0
 
 
-def load_tokenizer(name: str) -> Any:
-    """Loads the tokenizer of a model.
+def _examine(args: argparse.Namespace) -> dict[str, Any]:
+    from pia.cli.loading import load_weights
 
-    Raises:
-        ModelError: there is no such model, or it has no tokenizer.
-    """
-    quiet_libraries()
-    is_local = name == "demo" or _is_folder(name)
-    if is_local:
-        stay_offline()
-    if name != "demo" and is_local and not (Path(name).expanduser() / "config.json").exists():
-        raise ModelError(f"the folder {name!r} holds no model: there is no config.json in it")
-    if not is_local and _looks_like_a_path(name):
-        raise ModelError(
-            f"there is no folder {name!r}; give a model's folder, a name on the Hugging Face Hub, or `demo`"
+    model = load_weights(args.model, args.dtype, args.device)
+    from pia.models.verdict import examine
+
+    return {"model": args.model, **examine(model)}
+
+
+def _show_model(facts: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from pia.cli.terminal import new_console
+
+    console = new_console()
+    table = Table(show_header=False)
+    for name in ("model", "architecture", "mode", "masks", "can_batch", "reason", "positions", "like"):
+        table.add_row("batches" if name == "can_batch" else name, _shown(facts[name]))
+    console.print(table, markup=False)
+    console.print(f"Verdict: {facts['verdict']}.", markup=False, highlight=False)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {place}" for name, place in value.items()) or "no limits"
+    if isinstance(value, list):
+        return ", ".join(value) or "no tested family: the self-check alone decided"
+    return {True: "yes", False: "no", None: "none"}.get(value, str(value))
+
+
+def _show_families(families: list[dict[str, Any]]) -> None:
+    """The table, with notes below it, since many rows share one and a terminal is narrow."""
+    from rich import box
+    from rich.table import Table
+
+    from pia.cli.terminal import new_console
+
+    console = new_console()
+    notes = list(dict.fromkeys(family["note"] for family in families if family["note"]))
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("family", "architecture", "verifies", "masks", "batches", "note"):
+        table.add_column(column, no_wrap=True)
+    for family in families:
+        table.add_row(
+            family["name"],
+            _short(family["architecture"]),
+            family["mode"],
+            family["masks"] if family["mode"] == "tree" else "",
+            "yes" if family["can_batch"] else "no",
+            str(notes.index(family["note"]) + 1) if family["note"] else "",
         )
-    from transformers import AutoTokenizer
-
-    if not is_local:
-        note(f"Asking the Hugging Face Hub (or its local cache) for {name} ...")
-    try:
-        return AutoTokenizer.from_pretrained(_demo_path() if name == "demo" else name)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"cannot load the tokenizer of {name!r}: {_first_sentence(error)}") from error
+    console.print(table, markup=False)
+    for number, note in enumerate(notes, start=1):
+        console.print(f"{number}. {note}", markup=False, highlight=False)
+    console.print(_MEANING, markup=False, highlight=False)
 
 
-def answer_room(model: Any, tokenizer: Any, prompt: Any, wanted: int) -> int:
-    """How many of the wanted new tokens fit behind a prompt; at least 1, since too long a prompt is refused later."""
-    from pia.lookahead import context_length
-    from pia.text import encode
-
-    limit = context_length(model)
-    return wanted if limit is None else max(1, min(wanted, limit - encode(tokenizer, prompt).shape[1]))
-
-
-def _load_demo(dtype: torch.dtype | str, device: str) -> tuple[Any, Any]:
-    from pia.assets import load_demo
-
-    _demo_path()
-    transformers: Any = importlib.import_module("transformers")
-    transformers.logging.disable_progress_bar()  # a second's work needs none
-    model: Any
-    model, tokenizer = load_demo(None if isinstance(dtype, str) else dtype)
-    return model.to(device), tokenizer
-
-
-def _demo_path() -> Path:
-    from pia.assets import demo_model_path
-
-    try:
-        return demo_model_path()
-    except FileNotFoundError as error:
-        raise ModelError(str(error)) from error
-
-
-def _device(torch: Any, name: str, device: str) -> str:
-    if device == "auto":
-        return "cuda" if name != "demo" and torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ModelError(f"the device {device!r} cannot be used: {_first_sentence(error)}") from error
-    return device
-
-
-def _is_folder(name: str) -> bool:
-    return Path(name).expanduser().is_dir()
-
-
-def _looks_like_a_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1
-
-
-def _first_sentence(error: Exception) -> str:
-    """The start of a library's message, which may run over many lines."""
-    text = " ".join(str(error).split())
-    if "connect to" in text:
-        return "it is not in the local cache and the Hugging Face Hub cannot be reached"
-    return text if len(text) <= 300 else text[:300].rstrip() + " ..."
+def _short(architecture: str) -> str:
+    """A class name without the ending that nearly all of them share."""
+    return architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel")

@@ -117,7 +117,7 @@ def _load_traces(args: argparse.Namespace) -> list[Trace]:
         return [Trace.load(path) for path in trace_paths()]
     tokenizer = None
     if args.tokenizer is not None:
-        from pia.cli.models import load_tokenizer
+        from pia.cli.loading import load_tokenizer
 
         tokenizer = load_tokenizer(args.tokenizer)
     traces = [Trace.load(path, tokenizer=tokenizer) for path in args.traces]

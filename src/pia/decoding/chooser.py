@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,28 +21,35 @@ class TokenChooser:
         do_sample: draw instead of taking the likeliest.
         keep_scores: collect processed scores, one `[1, vocab]` per token.
         keep_logits: collect raw logits likewise.
+        generator: draws come from it; from torch's own by default.
     """
 
     def __init__(
-        self, processors: Any, *, do_sample: bool = False, keep_scores: bool = False, keep_logits: bool = False
+        self,
+        processors: Any,
+        *,
+        do_sample: bool = False,
+        keep_scores: bool = False,
+        keep_logits: bool = False,
+        generator: torch.Generator | None = None,
     ) -> None:
         self._processors = processors
         self._do_sample = do_sample
         self.scores: tuple[torch.Tensor, ...] | None = () if keep_scores else None
         self.logits: tuple[torch.Tensor, ...] | None = () if keep_logits else None
-        self._is_argmax = not (len(processors) or do_sample or keep_scores or keep_logits)
+        self._generator = generator
+        self.is_argmax = not (len(processors) or do_sample or keep_scores or keep_logits)
+        """The likeliest token is taken as it is, so that the rows of a step can be looked at in one call."""
         self._rows: torch.Tensor | None = None
         self._argmax: list[int] = []
 
-    def load(self, logits: torch.Tensor) -> None:
-        """Takes the logits of a step, `[rows, vocab]`."""
-        self._rows = logits
-        if self._is_argmax:  # all rows in one call and one transfer
-            self._argmax = logits.argmax(dim=-1).tolist()
+    def load(self, logits: torch.Tensor, likeliest: list[int]) -> None:
+        """Takes the logits of a step, `[q, vocab]`, and the likeliest token of each of its rows if they are known."""
+        self._rows, self._argmax = logits, likeliest
 
     def choose(self, row: int, request: Request) -> int:
         """The token that follows `request.input_ids`, whose logits stand in this row."""
-        if self._is_argmax:
+        if self._argmax:
             return self._argmax[row]
         assert self._rows is not None
         logits = self._rows[row : row + 1].to(copy=True, dtype=torch.float32, device=request.input_ids.device)
@@ -51,5 +59,13 @@ class TokenChooser:
         if self.logits is not None:
             self.logits += (logits,)
         if self._do_sample:
-            return int(torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1))
+            return int(torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1, generator=self._generator))
         return int(scores.argmax(dim=-1))
+
+
+def load_rows(choosers: Sequence[TokenChooser], logits: torch.Tensor) -> None:
+    """Gives each request's chooser its part of a step's logits `[rows, q, vocab]`."""
+    is_argmax = all(chooser.is_argmax for chooser in choosers)
+    likeliest = logits.argmax(dim=-1).tolist() if is_argmax else [[]] * len(choosers)  # one call and one transfer
+    for chooser, row, best in zip(choosers, logits, likeliest, strict=True):
+        chooser.load(row, best)

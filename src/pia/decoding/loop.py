@@ -2,148 +2,137 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from time import perf_counter
 
-import numpy as np
 import torch
 
-from pia.config import Shape
-from pia.decoding.accept import accept
-from pia.decoding.chooser import TokenChooser
+from pia.decoding.accept import Accepted, accept
+from pia.decoding.chooser import TokenChooser, load_rows
+from pia.decoding.drafter import Drafter
 from pia.decoding.request import Request
 from pia.decoding.stats import Step
 from pia.drafting.budget import BudgetPolicy
-from pia.drafting.shape import best_chain, branches
-from pia.drafting.source import DraftSession, NoDrafts
 from pia.drafting.tree import DraftTree
 from pia.models.runner import Runner
 
 
-class Drafter:
-    """A source's session under a budget: what to verify at each step of one request.
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One request of a batch, with what chooses its tokens and what drafts for it."""
 
-    Args:
-        session: the source's session.
-        policy: chooses sizes and learns from outcomes.
-        max_depth: most tokens ahead.
-        shape: shape of the drafts.
-        max_length: position no draft may pass (the model's own limit), or `None`.
-        vocab_size: ids from here on are unknown to the model and never fed; `None` for no limit.
-    """
-
-    def __init__(
-        self,
-        session: DraftSession,
-        policy: BudgetPolicy,
-        *,
-        max_depth: int,
-        shape: Shape = "tree",
-        max_length: int | None = None,
-        vocab_size: int | None = None,
-    ) -> None:
-        self.session = session
-        self.policy = policy
-        self._max_depth = max_depth
-        self._shape = shape
-        self._max_length = max_length
-        self._vocab_size = vocab_size
-        self._proposed = DraftTree.empty()
-
-    def draft(self, request: Request) -> DraftTree:
-        """The tree to verify now, perhaps empty."""
-        self._proposed = self._propose(request)
-        chosen = self._proposed.prefix(self.policy.choose(self._proposed.probs))
-        return branches(chosen, self.policy.max_nodes) if self._shape == "branches" else chosen
-
-    def learn(self, tree: DraftTree, nodes: list[int], token_ids: list[int]) -> None:
-        """Learns from a step: of `tree`, `nodes` were accepted, and these tokens were emitted."""
-        try:
-            self.session.observe(token_ids)
-        except ValueError:
-            # Models have room for more ids than their tokenizer fills. A text with such an id cannot be learned.
-            self.session.end(commit=False)
-            self.session = NoDrafts()
-        if self._shape != "branches":  # there the nodes are copies of those proposed
-            self.policy.observe(self._proposed, len(tree), nodes, token_ids[0])
-
-    def _propose(self, request: Request) -> DraftTree:
-        depth = self._depth(request)
-        budget = self.policy.limit if depth > 0 else 0
-        if budget == 0:
-            return DraftTree.empty()
-        tree = self.session.propose(budget, depth)
-        if self._vocab_size is not None and len(tree) and tree.token_ids.max() >= self._vocab_size:
-            tree = tree.prefix(int(np.argmax(tree.token_ids >= self._vocab_size)))
-        return best_chain(tree) if self._shape == "chain" else tree
-
-    def _depth(self, request: Request) -> int:
-        """How far a draft may run ahead: a step emits one token more than its depth, and none beyond the end."""
-        depth = self._max_depth
-        if request.num_left is not None:
-            depth = min(depth, request.num_left - 1)
-        if self._max_length is not None:
-            depth = min(depth, self._max_length - len(request.token_ids))
-        return depth
+    index: int
+    """Its place in the call; rows leave the batch as they end, so their places in the forward change."""
+    request: Request
+    chooser: TokenChooser
+    drafter: Drafter
 
 
-def decode_steps(
-    runner: Runner, request: Request, chooser: TokenChooser, drafter: Drafter
-) -> Generator[Step, None, None]:
-    """Decodes a request, one forward a step, the prefill first.
+def decode_steps(runner: Runner, rows: Sequence[Row], policy: BudgetPolicy) -> Generator[Step, None, None]:
+    """Decodes requests together, one forward a step, the prefill first. Each step is yielded row by row.
 
-    The session ends with the generator: learned from if the request came to its end, without a trace if it was broken
+    A row's session ends with the row: learned from if the request came to its end, without a trace if it was broken
     off by an exception or by a consumer that stopped listening.
     """
+    active = list(rows)
     try:
-        step = _prefill(runner, request, chooser, drafter)
-        while request.finish_reason is None:
-            yield step
-            step = _step(runner, request, chooser, drafter)
-        drafter.session.end(commit=True)
-        yield step
+        steps = _prefill(runner, active, policy)
+        while True:
+            _retire_finished(runner, active)
+            yield from steps
+            if not active:
+                return
+            steps = _step(runner, active, policy)
     finally:
-        drafter.session.end(commit=False)
+        for row in rows:
+            row.drafter.session.end(commit=False)
+
+
+def _retire_finished(runner: Runner, active: list[Row]) -> None:
+    """Takes the rows that have ended out of the batch, the last row each time moving to the place that is left."""
+    for place in reversed(range(len(active))):
+        row = active[place]
+        if row.request.finish_reason is None:
+            continue
+        row.drafter.session.end(commit=True)
+        if len(active) > 1:
+            runner.retire(place)
+        active[place] = active[-1]
+        active.pop()
 
 
 @torch.no_grad()
-def _prefill(runner: Runner, request: Request, chooser: TokenChooser, drafter: Drafter) -> Step:
-    """Feeds the prompt and emits the first token."""
+def _prefill(runner: Runner, rows: Sequence[Row], policy: BudgetPolicy) -> list[Step]:
+    """Feeds the prompts and emits each row's first token."""
     start = perf_counter()
-    chooser.load(runner.prefill(request.prompt_ids))
+    logits = runner.prefill([row.request.prompt_ids[0] for row in rows])
     forwarded = perf_counter()
-    first = accept(DraftTree.empty(), chooser, request)
-    drafter.learn(DraftTree.empty(), first.nodes, first.token_ids)
-    return Step(
-        token_ids=first.token_ids,
-        sources=first.sources,
-        forward_s=forwarded - start,
-        accept_s=perf_counter() - forwarded,
-        is_prefill=True,
-        finish_reason=request.finish_reason,
-    )
+    trees = [DraftTree.empty()] * len(rows)
+    walks = _accept(rows, trees, logits[:, None])
+    walked = perf_counter()
+    _learn(rows, policy, trees, walks)
+    times = (0.0, forwarded - start, walked - forwarded, perf_counter() - walked)
+    return _steps(rows, trees, walks, times, is_prefill=True)
 
 
 @torch.no_grad()
-def _step(runner: Runner, request: Request, chooser: TokenChooser, drafter: Drafter) -> Step:
+def _step(runner: Runner, rows: Sequence[Row], policy: BudgetPolicy) -> list[Step]:
     """Draft, verify, accept, keep, learn."""
     start = perf_counter()
-    tree = drafter.draft(request)
+    trees = _draft(rows, policy)
     drafted = perf_counter()
-    logits = runner.forward(request.token_ids[-1], tree)
+    logits = runner.forward([row.request.token_ids[-1] for row in rows], trees)
     forwarded = perf_counter()
-    chooser.load(logits)
-    accepted = accept(tree, chooser, request)
+    walks = _accept(rows, trees, logits)
     walked = perf_counter()
-    runner.keep(accepted.rows)
-    drafter.learn(tree, accepted.nodes, accepted.token_ids)
-    return Step(
-        token_ids=accepted.token_ids,
-        sources=accepted.sources,
-        num_nodes=len(tree),
-        draft_s=drafted - start,
-        forward_s=forwarded - drafted,
-        accept_s=walked - forwarded,
-        keep_s=perf_counter() - walked,
-        finish_reason=request.finish_reason,
-    )
+    runner.keep([walk.rows for walk in walks])
+    _learn(rows, policy, trees, walks)
+    times = (drafted - start, forwarded - drafted, walked - forwarded, perf_counter() - walked)
+    return _steps(rows, trees, walks, times)
+
+
+def _draft(rows: Sequence[Row], policy: BudgetPolicy) -> list[DraftTree]:
+    """Each row's tree, perhaps empty; their sizes are chosen together."""
+    limit = policy.limit
+    for row in rows:
+        row.drafter.propose(row.request, limit)
+    sizes = policy.choose_rows([row.drafter.proposed.probs for row in rows])
+    return [row.drafter.take(size, policy.max_nodes) for row, size in zip(rows, sizes, strict=True)]
+
+
+def _accept(rows: Sequence[Row], trees: Sequence[DraftTree], logits: torch.Tensor) -> list[Accepted]:
+    load_rows([row.chooser for row in rows], logits)
+    return [accept(tree, row.chooser, row.request) for row, tree in zip(rows, trees, strict=True)]
+
+
+def _learn(rows: Sequence[Row], policy: BudgetPolicy, trees: Sequence[DraftTree], walks: Sequence[Accepted]) -> None:
+    policy.observe_payoff(max(map(len, trees)), sum(len(walk.nodes) for walk in walks))
+    for row, tree, walk in zip(rows, trees, walks, strict=True):
+        row.drafter.learn(policy, tree, walk.nodes, walk.token_ids)
+
+
+def _steps(
+    rows: Sequence[Row],
+    trees: Sequence[DraftTree],
+    walks: Sequence[Accepted],
+    times: tuple[float, float, float, float],
+    is_prefill: bool = False,
+) -> list[Step]:
+    """What to tell of a step, row by row; each row bears an equal share of the time."""
+    draft_s, forward_s, accept_s, keep_s = (seconds / len(rows) for seconds in times)
+    return [
+        Step(
+            token_ids=walk.token_ids,
+            sources=walk.sources,
+            num_nodes=len(tree),
+            draft_s=draft_s,
+            forward_s=forward_s,
+            accept_s=accept_s,
+            keep_s=keep_s,
+            is_prefill=is_prefill,
+            finish_reason=row.request.finish_reason,
+            row=row.index,
+        )
+        for row, tree, walk in zip(rows, trees, walks, strict=True)
+    ]

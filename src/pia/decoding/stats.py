@@ -29,6 +29,8 @@ class Step:
     is_prefill: bool = False
     finish_reason: str | None = None
     """"eos", "length" or "stop" on the last step."""
+    row: int = 0
+    """Whose step it is, in a batch. Times are this row's share: those of the batch's step divided by its rows."""
 
     @property
     def is_drafted(self) -> list[bool]:
@@ -55,7 +57,7 @@ class Stats:
     """Why this mode and this budget."""
     num_requests: int = 0
     num_steps: int = 0
-    """Decode forwards; the prefill is not one."""
+    """Decode forwards, counted once for each row they served; the prefill is not one."""
     num_tokens: int = 0
     """Tokens emitted, the prefill's included."""
     num_drafted: int = 0

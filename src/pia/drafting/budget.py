@@ -3,6 +3,10 @@
 A forward over q tokens costs c(q), measured for the model at hand. With calibrated path probabilities p_1 >= p_2 >=
 ... a step over the first n nodes is expected to yield 1 + p_1 + ... + p_n tokens, so the best n maximises that over
 c(n + 1), zero included. All n are looked at: c has steps, and the first one is often the highest.
+
+A batch is fed as a rectangle: B rows with the most nodes of any, n, cost c(B (n + 1)), whether all rows fill theirs or
+not. So n is what the rows choose together: it maximises the sum of what they are expected to yield over that cost. A
+row whose drafts are worth little is carried along by those whose drafts are, and gets what is free anyway.
 """
 
 from __future__ import annotations
@@ -92,6 +96,7 @@ class BudgetPolicy:
         max_nodes: no tree is larger.
         fixed: verify this many nodes at every step (as many as there are) instead of asking the rule.
         calibrator: what earlier requests showed; a new one by default.
+        num_rows: requests in the batch at first.
     """
 
     _IDLE_AFTER = 16
@@ -100,14 +105,23 @@ class BudgetPolicy:
     _HOLD_BELOW = -0.03  # what is cheaper than this share of a step is not worth missing a draft for
 
     def __init__(
-        self, curve: CostCurve | None, *, max_nodes: int, fixed: int | None = None, calibrator: Calibrator | None = None
+        self,
+        curve: CostCurve | None,
+        *,
+        max_nodes: int,
+        fixed: int | None = None,
+        calibrator: Calibrator | None = None,
+        num_rows: int = 1,
     ) -> None:
         if curve is None and fixed is None:
             raise ValueError("a budget needs either a cost curve or a fixed size")
         self.max_nodes = fixed if fixed is not None else max_nodes
         self.fixed = fixed
         self.calibrator = calibrator or Calibrator()
-        self._costs = curve.table(self.max_nodes + 1) if curve is not None else np.ones(self.max_nodes + 1)
+        size = num_rows * (self.max_nodes + 1)
+        self._table = curve.table(size) if curve is not None else np.ones(size)
+        self._num_rows = num_rows
+        self._costs = self._costs_of(num_rows)
         self._unpaid_steps = 0
         self._num_held = 0
         self._num_wanted = min(self.calibrator.num_wanted, float(self.max_nodes))
@@ -134,15 +148,31 @@ class BudgetPolicy:
 
     def choose(self, probs: np.ndarray) -> int:
         """Number of nodes to verify, of a tree whose nodes have these estimated path probabilities (best first)."""
+        return self.choose_rows([probs])[0]
+
+    def choose_rows(self, probs: Sequence[np.ndarray]) -> list[int]:
+        """Number of nodes to verify in each row of a batch, of trees with these path probabilities (best first)."""
         if self.fixed is not None:
-            return min(self.fixed, len(probs))
-        gains = np.concatenate(([1.0], 1.0 + np.cumsum(self.calibrator(probs))))
+            return [min(self.fixed, len(row)) for row in probs]
+        if len(probs) != self._num_rows:  # rows have left
+            self._num_rows, self._costs = len(probs), self._costs_of(len(probs))
+        longest = max(map(len, probs))
+        gains = np.full(longest + 1, float(len(probs)))
+        for row in probs:
+            expected = np.cumsum(self.calibrator(row))
+            gains[1 : len(row) + 1] += expected
+            gains[len(row) + 1 :] += expected[-1] if len(row) else 0.0
         best = int(np.argmax(gains / self._costs[: len(gains)]))
         self._num_wanted = self.calibrator.num_wanted = max(best, 0.8 * self._num_wanted)
         if best and self._is_held():
             best = 0
         self._unpaid_steps = 0 if best else self._unpaid_steps + 1
-        return best
+        return [min(best, len(row)) for row in probs]
+
+    def _costs_of(self, num_rows: int) -> np.ndarray:
+        """Cost of 0, 1, 2 ... nodes in each of so many rows, relative to a plain step over them, `[max_nodes + 1]`."""
+        steps = self._table[num_rows - 1 :: num_rows][: self.max_nodes + 1]
+        return np.asarray(steps / steps[0])
 
     def _is_held(self) -> bool:
         """Whether a promising draft is passed over: while what was verified of late did not pay, most are."""
@@ -151,8 +181,24 @@ class BudgetPolicy:
         self._num_held += 1
         return self._num_held % self._VERIFY_EVERY != 0
 
+    def observe_payoff(self, num_verified: int, num_accepted: int) -> None:
+        """Learns what a step won as a whole.
+
+        Args:
+            num_verified: the most nodes that any row was fed.
+            num_accepted: drafted tokens accepted in all rows together.
+        """
+        if self.fixed is None and num_verified:
+            cost = float(self._costs[num_verified]) - 1.0
+            self.calibrator.observe_payoff(num_accepted / self._num_rows - cost)
+
     def observe(self, proposed: DraftTree, num_verified: int, accepted: Sequence[int], first_token: int) -> None:
-        """Learns from a step.
+        """Learns from a step of one row; arguments as for `observe_row`."""
+        self.observe_payoff(num_verified, len(accepted))
+        self.observe_row(proposed, num_verified, accepted, first_token)
+
+    def observe_row(self, proposed: DraftTree, num_verified: int, accepted: Sequence[int], first_token: int) -> None:
+        """Learns how likely drafts are from one row of a step.
 
         Args:
             proposed: the whole draft.
@@ -164,8 +210,6 @@ class BudgetPolicy:
         """
         if self.fixed is not None or len(proposed) == 0:
             return
-        if num_verified:
-            self.calibrator.observe_payoff(len(accepted) - (float(self._costs[num_verified]) - 1.0))
         hits = np.zeros(len(proposed), dtype=bool)
         hits[list(accepted)] = True
         known = np.arange(len(proposed)) < num_verified

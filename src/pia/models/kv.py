@@ -1,74 +1,104 @@
-"""Preallocated KV cache for one request: grows in chunks, keeps an accepted path in place.
+"""Preallocated KV cache for a batch of requests: grows in chunks, keeps accepted paths in place.
 
 Transformers' dynamic cache concatenates every layer at every step. Here all layers of a model that share a shape
 live in one tensor, so that a step writes its rows where they belong and an accepted path is kept with one gather for
 all layers.
+
+Every row of the batch has a cursor of its own, and slot = position in every row: a step writes a row's tokens right
+behind what the row has, so that tokens that are accepted in order need not be moved at all.
+
+    row 0   p p p p p p p p a a t t t . .      p prompt, a accepted
+    row 1   p p p a a a t t t . . . . . .      t this step's tree
+    row 2   p p p p p a t t t . . . . . .      . free: masked, and zero, since 0 * NaN is NaN
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicIndexedLayer, DynamicLayer
 
 _GROW_BY = 1024
 """Slots added when the slab is full: a copy of everything is made at each growth, so it must be rare."""
 
 
 class _Block:
-    """One tensor `[layers, batch, heads, capacity, head_dim]` shared by layers whose keys (or values) look alike."""
+    """One tensor `[layers, rows, heads, capacity, head_dim]` shared by layers whose keys (or values) look alike."""
 
-    def __init__(self, role: str, like: torch.Tensor, num_layers: int, capacity: int) -> None:
-        batch, heads, _, dim = like.shape
+    def __init__(self, role: str, like: torch.Tensor, shape: tuple[int, int, int]) -> None:
+        num_layers, num_rows, capacity = shape
+        _, heads, _, dim = like.shape
         self.role = role
-        self.data = torch.empty((num_layers, batch, heads, capacity, dim), dtype=like.dtype, device=like.device)
+        self.data = _new(like, (num_layers, num_rows, heads, capacity, dim))
         self.used = 0
 
     def accepts(self, role: str, like: torch.Tensor) -> bool:
         d = self.data
         same_kind = self.role == role and d.dtype == like.dtype and d.device == like.device
-        same_shape = d.shape[1:3] == like.shape[:2] and d.shape[-1] == like.shape[-1]
-        return same_kind and same_shape and self.used < d.shape[0]
+        return same_kind and d.shape[2] == like.shape[1] and d.shape[-1] == like.shape[-1] and self.used < d.shape[0]
 
-    def take_row(self) -> int:
+    def take_layer(self) -> int:
         self.used += 1
         return self.used - 1
 
     def grow(self, capacity: int) -> None:
-        layers, batch, heads, length, dim = self.data.shape
-        grown = self.data.new_empty((layers, batch, heads, capacity, dim))
+        layers, rows, heads, length, dim = self.data.shape
+        grown = _new(self.data, (layers, rows, heads, capacity, dim))
         grown[..., :length, :] = self.data
         self.data = grown
 
-    def move(self, sources: torch.Tensor, start: int) -> None:
-        """Copies the slots `sources` (`[m]`) to `start ..`; the right-hand side is gathered before it is written."""
-        rows = self.data[: self.used]
-        rows[..., start : start + sources.numel(), :] = rows.index_select(3, sources.to(rows.device))
+    def move(self, row: int, sources: torch.Tensor, start: int) -> None:
+        """Copies a row's slots `sources` (`[m]`) to `start ..`; all are gathered before any is written."""
+        rows = self.data[: self.used, row]
+        rows[..., start : start + sources.numel(), :] = rows.index_select(2, sources.to(rows.device))
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Copies the first `length` slots of one row to another."""
+        self.data[: self.used, target, :, :length] = self.data[: self.used, source, :, :length]
+
+
+def _new(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Room for states. A row alone sees no slot that it has not written; beside others it does, masked."""
+    make = torch.empty if shape[1] == 1 else torch.zeros
+    return make(shape, dtype=like.dtype, device=like.device)
 
 
 class _Slab:
     """The storage behind all layers of one cache. It knows nothing of the layers, so that no cycle keeps it alive."""
 
-    def __init__(self, num_layers: int, max_length: int | None) -> None:
+    def __init__(
+        self, num_layers: int, max_length: int | None, num_rows: int, layers_by_device: Mapping[torch.device, int]
+    ) -> None:
         self.num_layers = max(1, num_layers)
+        self.layers_by_device = layers_by_device
         self.max_length = max_length
+        self.num_rows = num_rows
         self.capacity = 0
         self.blocks: list[_Block] = []
+        self.window = slice(0, num_rows)
+        """Rows that the next forward feeds."""
+        self.starts: list[int] | None = None
+        """Where each of them writes; `None` while all write where the layer ends."""
+        self._targets: dict[tuple[int, int, torch.device], torch.Tensor] = {}
 
     def place(self, role: str, like: torch.Tensor) -> tuple[_Block, int]:
-        """Finds a row for a layer's keys or values; a layer of another shape opens a block of its own."""
+        """Finds room for a layer's keys or values; a layer of another shape opens a block of its own."""
         for block in self.blocks:
             if block.accepts(role, like):
-                return block, block.take_row()
-        is_first = all(block.role != role for block in self.blocks)
-        block = _Block(role, like, self.num_layers if is_first else 1, self.capacity)
+                return block, block.take_layer()
+        is_first = all((block.role, block.data.device) != (role, like.device) for block in self.blocks)
+        num_layers = self.layers_by_device.get(like.device, self.num_layers) if is_first else 1
+        shape = (num_layers, self.num_rows, self.capacity)
+        block = _Block(role, like, shape)
         self.blocks.append(block)
-        return block, block.take_row()
+        return block, block.take_layer()
 
     def reserve(self, length: int) -> None:
-        """Makes room for `length` slots in every layer."""
+        """Makes room for `length` slots in every row of every layer."""
         if length <= self.capacity:
             return
         capacity = length + max(_GROW_BY, length // 4)
@@ -77,22 +107,40 @@ class _Slab:
         for block in self.blocks:
             block.grow(capacity)
         self.capacity = capacity
+        self._targets.clear()
+
+    def set_starts(self, starts: list[int] | None) -> None:
+        self.starts = starts
+        self._targets.clear()
+
+    def targets(self, heads: int, size: int, device: torch.device) -> torch.Tensor:
+        """Where ragged rows write: indices into a layer's `[rows * heads * capacity]` slots, row by row, head by head.
+
+        The same for all layers of a forward, so they are worked out once.
+        """
+        key = (heads, size, device)
+        if key not in self._targets:
+            starts = torch.tensor(self.starts, device=device)[:, None, None]
+            bases = torch.arange(len(starts) * heads, device=device).view(-1, heads, 1) * self.capacity
+            self._targets[key] = (bases + starts + torch.arange(size, device=device)).flatten()
+        return self._targets[key]
 
 
 class SlabLayer(DynamicLayer):  # type: ignore[misc]
-    """A layer's window on the slab. `keys` and `values` are views `[batch, heads, length, head_dim]`."""
+    """A layer's window on the slab. `keys` and `values` are views `[rows, heads, length, head_dim]`."""
 
     def __init__(self, slab: _Slab) -> None:
         self.length = 0
+        """Slots in use, of the longest row."""
         self._slab = slab
-        self._rows: list[tuple[_Block, int]] = []
+        self._places: list[tuple[_Block, int]] = []
         self._known_views: list[torch.Tensor] = []
-        self._known_capacity = -1
+        self._known_shape: tuple[int, slice] | None = None
         super().__init__()
 
     @property
     def keys(self) -> torch.Tensor | None:
-        return self._views()[0].narrow(2, 0, self.length) if self._rows else None
+        return self._views()[0].narrow(2, 0, self.length) if self._places else None
 
     @keys.setter
     def keys(self, _: object) -> None:
@@ -100,37 +148,68 @@ class SlabLayer(DynamicLayer):  # type: ignore[misc]
 
     @property
     def values(self) -> torch.Tensor | None:
-        return self._views()[1].narrow(2, 0, self.length) if self._rows else None
+        return self._views()[1].narrow(2, 0, self.length) if self._places else None
 
     @values.setter
     def values(self, _: object) -> None:
         """Likewise."""
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Takes rows in the slab for this layer's keys and values."""
+        """Takes room in the slab for this layer's keys and values."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        self._rows = [self._slab.place("keys", key_states), self._slab.place("values", value_states)]
+        self._places = [self._slab.place("keys", key_states), self._slab.place("values", value_states)]
         self.is_initialized = True
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes new states `[batch, heads, q, head_dim]` behind the cached ones and returns all of them."""
-        start, size = self.length, key_states.shape[-2]
-        self._slab.reserve(start + size)
+        """Writes new states `[rows, heads, q, head_dim]` behind each row's cached ones and returns all of them."""
+        starts, size = self._slab.starts, key_states.shape[-2]
+        end = (max(starts) if starts else self.length) + size
+        self._slab.reserve(end)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        keys, values = self._views()
-        keys.narrow(2, start, size).copy_(key_states)
-        values.narrow(2, start, size).copy_(value_states)
-        self.length = start + size
-        return keys.narrow(2, 0, self.length), values.narrow(2, 0, self.length)
+        self.length = end
+        views = self._views()
+        self._write(views[0], key_states)
+        self._write(views[1], value_states)
+        return views[0].narrow(2, 0, end), views[1].narrow(2, 0, end)
+
+    def update_indexer(self, indexer_key_states: torch.Tensor) -> torch.Tensor:
+        """Writes keys `[rows, q, dim]` by which sparse attention picks its slots, and returns all; follows `update`."""
+        states = indexer_key_states[:, None]
+        if len(self._places) == 2:
+            self._places.append(self._slab.place("indexer", states))
+            self._known_shape = None
+        view = self._views()[2]
+        self._write(view, states)
+        return view[:, 0, : self.length]
+
+    def _write(self, view: torch.Tensor, states: torch.Tensor) -> None:
+        """Puts states `[rows, heads, q, dim]` behind each row's cached ones."""
+        size = states.shape[2]
+        if self._slab.starts is None:
+            view.narrow(2, self.length - size, size).copy_(states)
+        else:
+            targets = self._slab.targets(states.shape[1], size, states.device)
+            view.view(-1, states.shape[-1]).index_copy_(0, targets, states.reshape(-1, states.shape[-1]))
+
+    def as_dynamic(self) -> DynamicLayer:
+        """The same states as Transformers' own layer. Nothing is copied."""
+        plain = DynamicLayer() if len(self._places) < 3 else DynamicIndexedLayer()
+        plain.keys, plain.values = self.keys, self.values
+        plain.dtype, plain.device, plain.is_initialized = self.dtype, self.device, self.is_initialized
+        if len(self._places) == 3:
+            plain.lazy_initialization_indexer(self.keys)
+            plain.indexer_keys = self._views()[2][:, 0, : self.length]
+        return plain
 
     def _views(self) -> list[torch.Tensor]:
-        """This layer's keys and values with all slots, looked up anew when the slab has grown."""
-        if self._known_capacity != self._slab.capacity:
-            self._known_views = [block.data[row] for block, row in self._rows]
-            self._known_capacity = self._slab.capacity
+        """This layer's keys and values with all slots, looked up anew when the slab or its window has changed."""
+        shape = (self._slab.capacity, self._slab.window)
+        if self._known_shape != shape:
+            self._known_views = [block.data[layer, self._slab.window] for block, layer in self._places]
+            self._known_shape = shape
         return self._known_views
 
     def get_seq_length(self) -> int:
@@ -152,16 +231,26 @@ class SlabCache(Cache):  # type: ignore[misc]
     Args:
         num_layers: layers of the model; a hint for the size of the shared tensors.
         max_length: the most slots a request can need, its trees included; `None` when unknown.
+        num_rows: requests in the batch.
+        layers_by_device: where the layers compute, if on several devices; each gets room for its own layers.
     """
 
-    def __init__(self, num_layers: int, max_length: int | None = None) -> None:
-        slab = _Slab(num_layers, max_length)
+    def __init__(
+        self,
+        num_layers: int,
+        max_length: int | None = None,
+        num_rows: int = 1,
+        layers_by_device: Mapping[torch.device, int] = MappingProxyType({}),
+    ) -> None:
+        slab = _Slab(num_layers, max_length, num_rows, layers_by_device)
         super().__init__(layer_class_to_replicate=lambda: SlabLayer(slab))
         self._slab = slab
+        self.lengths = [0] * num_rows
+        """Slots that each active row has kept."""
 
     @property
     def length(self) -> int:
-        """Slots in use."""
+        """Slots in use, of the longest row."""
         return self._slab_layers[0].length if self.layers else 0
 
     @property
@@ -173,31 +262,84 @@ class SlabCache(Cache):  # type: ignore[misc]
         """Bytes allocated."""
         return sum(block.data.numel() * block.data.element_size() for block in self._slab.blocks)
 
-    def keep(self, start: int, nodes: Sequence[int]) -> None:
-        """Keeps the slots `start + nodes` (ascending) as `start ..` and forgets all others from `start` on.
+    def reserve(self, length: int) -> None:
+        """Makes room for so many slots in every row, so that growing needs no copy until then."""
+        self._slab.reserve(length)
+
+    @contextmanager
+    def filling(self, rows: slice) -> Iterator[None]:
+        """Feeds these empty rows alone for a while, all from slot 0 on: a prefill, in one forward or in several."""
+        slab = self._slab
+        whole, slab.window = slab.window, rows
+        slab.set_starts(None)
+        self._set_layers(0)
+        try:
+            yield
+        finally:
+            slab.window = whole
+
+    def begin_step(self) -> None:
+        """Readies all active rows for a forward: each writes behind what it has kept."""
+        is_even = min(self.lengths) == max(self.lengths)
+        self._slab.set_starts(None if is_even else list(self.lengths))
+        self._set_layers(max(self.lengths))
+
+    def keep(self, kept: Sequence[Sequence[int]]) -> None:
+        """Keeps tokens of the last step, for each row the `n`th of those fed (ascending), and forgets the others.
 
         Slots that already stand where they belong are not touched.
         """
-        settled = 0
-        while settled < len(nodes) and nodes[settled] == settled:
-            settled += 1
-        if settled < len(nodes):
-            sources = torch.tensor(nodes[settled:], dtype=torch.long) + start
-            for block in self._slab.blocks:
-                block.move(sources, start + settled)
-        self.set_length(start + len(nodes))
+        for row, nodes in enumerate(kept):
+            start, settled = self.lengths[row], 0
+            while settled < len(nodes) and nodes[settled] == settled:
+                settled += 1
+            if settled < len(nodes):
+                sources = torch.tensor(nodes[settled:], dtype=torch.long) + start
+                for block in self._slab.blocks:
+                    block.move(row, sources, start + settled)
+            self.lengths[row] = start + len(nodes)
+        self._set_layers(max(self.lengths))
+
+    def spread(self, lengths: Sequence[int], which: Sequence[int]) -> None:
+        """Gives every row what was filled for it, where several rows have the same text.
+
+        Args:
+            lengths: of what was filled into the first rows, one each.
+            which: for each row, the one of these that it shall have, itself or one before it.
+        """
+        self.lengths[: len(lengths)] = lengths
+        for row in reversed(range(len(which))):  # from the end, so that nothing is lost before it is copied
+            if which[row] != row:
+                self.copy_row(which[row], row)
+        self._set_layers(max(self.lengths))
+
+    def copy_row(self, source: int, target: int) -> None:
+        """Gives a row the same content as another."""
+        for block in self._slab.blocks:
+            block.copy_row(source, target, self.lengths[source])
+        self.lengths[target] = self.lengths[source]
+
+    def retire(self, row: int) -> None:
+        """Takes a row out of the batch; the last row moves to its place."""
+        last = len(self.lengths) - 1
+        if row != last:
+            self.copy_row(last, row)
+        self.lengths.pop()
+        self._slab.window = slice(0, last)
+        self._set_layers(max(self.lengths))
 
     def as_dynamic(self) -> DynamicCache:
         """The same keys and values as Transformers' own cache, for callers who go on with them. Nothing is copied."""
         cache = DynamicCache()
         for layer in self._slab_layers:
-            plain = DynamicLayer()
-            plain.keys, plain.values = layer.keys, layer.values
-            plain.dtype, plain.device, plain.is_initialized = layer.dtype, layer.device, layer.is_initialized
-            cache.layers.append(plain)
+            cache.layers.append(layer.as_dynamic())
         return cache
 
-    def set_length(self, length: int) -> None:
-        """Forgets every slot from `length` on, in all layers."""
+    def set_lengths(self, lengths: Sequence[int]) -> None:
+        """Forgets, in every active row, the slots from here on."""
+        self.lengths[:] = lengths
+        self._set_layers(max(lengths))
+
+    def _set_layers(self, length: int) -> None:
         for layer in self._slab_layers:
             layer.length = length

@@ -1,25 +1,33 @@
-"""One request's forward passes: prefill, a step over a token tree, and keeping the accepted path.
+"""Forward passes of a batch of requests: prefill, a step over token trees, and keeping the accepted paths.
 
-`SlabRunner` calls an unmodified attention-only model with an explicit mask and explicit positions on top of PIA's
-own KV slab. `StockRunner` takes exactly the calls that Transformers' own sampling loop takes, one token at a time,
-for everything else.
+`SlabRunner` calls an unmodified attention-only model with explicit masks and positions on top of PIA's own KV slab.
+`StockRunner` takes exactly the calls that Transformers' own sampling loop takes, one token at a time, for everything
+else.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
-import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from pia.drafting.tree import DraftTree
 from pia.errors import PromptError
+from pia.models.adapters import adapter_of
 from pia.models.kv import SlabCache
+from pia.models.layout import batch_layout
+from pia.models.masks import TreeMasks, slot_positions
+from pia.models.placement import input_device, layers_by_device
+from pia.models.positions import position_limits
+from pia.models.prefill import distinct_prompts, prefill_groups
 
 
 class Runner(Protocol):
-    """What the decoding loop needs of a model, for one request."""
+    """What the decoding loop needs of a model, for the requests of one batch (often one)."""
 
     can_draft: bool
     """Several tokens may be fed in one step."""
@@ -31,20 +39,28 @@ class Runner(Protocol):
         """The model's KV cache (or state), as Transformers knows it."""
         ...
 
-    def prefill(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Feeds the prompt `[1, length]`; returns the logits after its last token, `[1, vocab]`."""
-        ...
-
-    def forward(self, token_id: int, tree: DraftTree) -> torch.Tensor:
-        """Feeds the last accepted token (row 0) and the tree's nodes (rows 1..).
+    def prefill(self, prompts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Feeds the prompts, `[length]` each, one a row.
 
         Returns:
-            logits, `[1 + nodes, vocab]`.
+            the logits after their last tokens, `[rows, vocab]`.
         """
         ...
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Keeps these rows of the last forward (ascending, row 0 first) and forgets the others."""
+    def forward(self, token_ids: Sequence[int], trees: Sequence[DraftTree]) -> torch.Tensor:
+        """Feeds, for each row, the last accepted token and its tree's nodes.
+
+        Returns:
+            logits, `[rows, q, vocab]`: row b's first entries belong to its token and to the nodes of its tree.
+        """
+        ...
+
+    def keep(self, kept: Sequence[Sequence[int]]) -> None:
+        """Keeps these entries of each row's last forward (ascending, 0 first) and forgets the others."""
+        ...
+
+    def retire(self, row: int) -> None:
+        """Takes a row out of the batch; the last row moves to its place."""
         ...
 
 
@@ -54,9 +70,10 @@ class SlabRunner:
     Args:
         model: a causal language model of Transformers.
         can_branch: the model takes an explicit 4-D mask, so trees can be verified. Otherwise a chain is fed and the
-            model makes its own causal mask.
-        max_length: the most KV slots this request can need; `None` when unknown.
+            model makes its own causal mask; then there is one row only.
+        max_length: the most KV slots a request can need; `None` when unknown.
         prefill_chunk_size: tokens per prefill forward; `None` for one forward.
+        num_rows: requests in the batch.
     """
 
     can_draft = True
@@ -68,136 +85,176 @@ class SlabRunner:
         can_branch: bool = True,
         max_length: int | None = None,
         prefill_chunk_size: int | None = None,
+        num_rows: int = 1,
     ) -> None:
+        assert can_branch or num_rows == 1, "rows of different lengths need masks of PIA's own"
         self.model = model
         self.can_branch = can_branch
-        self.cache = SlabCache(num_layers(model.config), max_length)
-        self.device = model.device
-        self.dtype = model.dtype
+        self.cache = SlabCache(num_layers(model.config), max_length, num_rows, layers_by_device(model))
+        self.device = input_device(model)
+        self._masks = TreeMasks(model) if can_branch else None
+        self._adapter = adapter_of(model)
+        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._chunk_size = prefill_chunk_size
         self._is_cuda = self.device.type == "cuda"
-        self._start = 0
+        self._refill_at = position_limits(model).refill_at
+        self._text: list[int] = []  # of the one row, for models that want all of it fed anew
+        self._fed: list[int] = []
 
     @torch.inference_mode()
-    def prefill(self, input_ids: torch.Tensor) -> torch.Tensor:
-        options = {"logits_to_keep": 1} if self.model._supports_logits_to_keep() else {}
-        position_ids = torch.arange(input_ids.shape[1], device=self.device)[None]
-        size = self._chunk_size or input_ids.shape[1]
-        for ids, positions in zip(torch.split(input_ids, size, 1), torch.split(position_ids, size, 1), strict=True):
-            logits = self._call_prompt(ids.to(self.device), positions, options)
-        return logits[-1:]
+    def prefill(self, prompts: Sequence[torch.Tensor]) -> torch.Tensor:
+        if self._refill_at is not None:
+            self._text = prompts[0].tolist()
+        distinct, which = distinct_prompts(prompts)
+        lengths = [len(prompt) for prompt in distinct]
+        self.cache.reserve(max(lengths))
+        logits: list[torch.Tensor] = []
+        for rows in prefill_groups(lengths):
+            with self.cache.filling(rows):
+                logits += self._fill(distinct[rows])
+        self.cache.spread(lengths, which)
+        return torch.stack([logits[number] for number in which])
 
     @torch.inference_mode()
-    def forward(self, token_id: int, tree: DraftTree) -> torch.Tensor:
-        self._start = start = self.cache.length
-        num_nodes = len(tree)
-        if num_nodes == 0:
-            ids = torch.tensor([[token_id]], device=self.device)
-            return self._call(ids, torch.tensor([[start]], device=self.device), None)
-        ids = torch.tensor([[token_id, *tree.token_ids.tolist()]], device=self.device)
-        depths, visible = layout(tree)
-        positions = torch.from_numpy(depths + start)[None].to(self.device)
-        return self._call(ids, positions, self._mask(visible, start) if self.can_branch else None)
+    def forward(self, token_ids: Sequence[int], trees: Sequence[DraftTree]) -> torch.Tensor:
+        if self._refill_at is not None:
+            self._fed = [token_ids[0], *trees[0].token_ids.tolist()]
+            if self.cache.lengths[0] == self._refill_at:
+                return self._refill(token_ids[0])
+        ids, depths, visible = map(torch.from_numpy, batch_layout(token_ids, trees))
+        starts = torch.tensor(self.cache.lengths)
+        positions = depths + starts[:, None]
+        self.cache.begin_step()
+        # Where every row feeds one token behind a text of one length, the model's own mask is right, and cheaper.
+        is_simple = ids.shape[1] == 1 and len(set(self.cache.lengths)) == 1
+        if is_simple or self._masks is None:
+            return self._call(ids, positions, None)
+        num_slots = max(self.cache.lengths) + ids.shape[1]
+        mask = self._masks(starts, depths, visible, num_slots)
+        with self._arranged(starts, depths, num_slots):
+            return self._call(ids, positions, mask)
 
     @torch.inference_mode()
-    def keep(self, rows: Sequence[int]) -> None:
-        self.cache.keep(self._start, rows)
+    def keep(self, kept: Sequence[Sequence[int]]) -> None:
+        if self._refill_at is not None:
+            self._text += [self._fed[entry] for entry in kept[0]]
+        self.cache.keep(kept)
 
-    def _call_prompt(self, ids: torch.Tensor, positions: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+    @torch.inference_mode()
+    def retire(self, row: int) -> None:
+        self.cache.retire(row)
+
+    def _refill(self, token_id: int) -> torch.Tensor:
+        """Feeds the whole text anew, as `generate` does where the model's rotary frequencies change."""
+        start = self.cache.lengths[0]
+        logits = self.prefill([torch.tensor([*self._text, token_id])])
+        self._text.pop()  # it is kept, as any token, after the step
+        self.cache.lengths[0] = start
+        return logits[:, None]
+
+    def _arranged(self, starts: torch.Tensor, depths: torch.Tensor, num_slots: int) -> AbstractContextManager[None]:
+        """Tells a model that reckons with slots itself which positions they stand for."""
+        if self._adapter is None:
+            return nullcontext()
+        slots = slot_positions(starts, depths, num_slots).to(self.device)
+        return self._adapter.arranged(slots, (starts[:, None] + depths).to(self.device))
+
+    def _fill(self, prompts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Feeds prompts padded on the right, where no token of theirs sees it; returns their last logits, `[vocab]`."""
+        ids = pad_sequence(list(prompts), batch_first=True)
+        positions = torch.arange(ids.shape[1]).expand_as(ids)
+        size = self._chunk_size or ids.shape[1]
+        ends = [len(prompt) - 1 for prompt in prompts]
+        last: dict[int, torch.Tensor] = {}
+        for start in range(0, ids.shape[1], size):
+            chunk = slice(start, start + size)
+            places = [end - start for end in ends if start <= end < start + size]
+            logits = self._call_prompt(ids[:, chunk], positions[:, chunk], sorted(set(places)))
+            last |= {row: logits[end - start][row] for row, end in enumerate(ends) if end - start in logits}
+        return [last[row] for row in range(len(prompts))]
+
+    def _call_prompt(self, ids: torch.Tensor, positions: torch.Tensor, places: list[int]) -> dict[int, torch.Tensor]:
+        """Feeds a piece of prompts; returns the logits `[rows, vocab]` at these places of it."""
+        length = ids.shape[1]
+        options: dict[str, Any] = {}
+        if self.model._supports_logits_to_keep():
+            only_last = places in ([], [length - 1])
+            options["logits_to_keep"] = 1 if only_last else torch.tensor(places, device=self.device)
         try:
-            return self._call(ids, positions, None, **options)
+            logits = self._call(ids, positions, None, **options)
         except IndexError as error:  # learned positions end somewhere
             raise PromptError(
                 f"the prompt reaches position {int(positions[0, -1])}, for which {type(self.model).__name__} "
                 f"has no embedding ({error}); shorten it"
             ) from error
-
-    def _mask(self, visible: np.ndarray, start: int) -> torch.Tensor:
-        """Additive mask `[1, 1, q, start + q]`: all of the prefix, and of the tree a node's own path.
-
-        Additive, because eager attention takes a boolean mask for zeros and ones and answers nonsense without a word.
-        """
-        q = visible.shape[0]
-        mask = torch.zeros((1, 1, q, start + q), dtype=self.dtype, device=self.device)
-        hidden = torch.from_numpy(~visible).to(self.device)
-        mask[0, 0, :, start:].masked_fill_(hidden, torch.finfo(self.dtype).min)
-        return mask
+        return {place: logits[:, n if options else place] for n, place in enumerate(places)}
 
     def _call(
-        self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, **options: Any
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor | dict[str, torch.Tensor | None] | None,
+        **options: Any,
     ) -> torch.Tensor:
-        """One forward; returns the logits `[q, vocab]`."""
+        """One forward; returns the logits `[rows, q, vocab]`."""
+        if self._takes_positions:
+            options["position_ids"] = positions.to(self.device)
         output = self.model(
-            input_ids=ids,
-            position_ids=positions,
-            attention_mask=mask,
-            past_key_values=self.cache,
-            use_cache=True,
-            **options,
+            input_ids=ids.to(self.device), attention_mask=mask, past_key_values=self.cache, use_cache=True, **options
         )
         if self._is_cuda:  # so that the statistics show where the time goes
             torch.cuda.synchronize(self.device)
-        logits: torch.Tensor = output.logits[0]
+        logits: torch.Tensor = output.logits
         return logits
 
 
 class StockRunner:
-    """Runs any model one token at a time, through the same calls as Transformers' sampling loop.
+    """Runs any model one token at a time, through the same calls as Transformers' sampling loop, for one request.
 
     Args:
         model: a causal language model of Transformers.
         generation_config: as prepared by `generate`.
         model_kwargs: what `generate` prepared for its forward passes (cache, masks, positions, ...).
+        input_ids: the prompt as `generate` knows it, padding included, `[1, length]`.
     """
 
     can_draft = False
     can_branch = False
 
-    def __init__(self, model: Any, generation_config: Any, model_kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self, model: Any, generation_config: Any, model_kwargs: dict[str, Any], input_ids: torch.Tensor
+    ) -> None:
         self.model = model
         self._config = generation_config
         self._kwargs = dict(model_kwargs)
-        self._ids = torch.empty((1, 0), dtype=torch.long)
+        self._ids = input_ids
 
     @property
     def cache(self) -> Any:
         return self._kwargs.get("past_key_values") or self._kwargs.get("cache_params")
 
     @torch.no_grad()
-    def prefill(self, input_ids: torch.Tensor) -> torch.Tensor:
-        self._ids = input_ids
-        return self._logits(self.model._prefill(input_ids, self._config, self._kwargs))
+    def prefill(self, prompts: Sequence[torch.Tensor]) -> torch.Tensor:
+        return self._logits(self.model._prefill(self._ids, self._config, self._kwargs))
 
     @torch.no_grad()
-    def forward(self, token_id: int, tree: DraftTree) -> torch.Tensor:
-        assert len(tree) == 0, "a stock runner takes one token at a time"
-        self._ids = torch.cat([self._ids, self._ids.new_tensor([[token_id]])], dim=-1)
+    def forward(self, token_ids: Sequence[int], trees: Sequence[DraftTree]) -> torch.Tensor:
+        assert not any(map(len, trees)), "a stock runner takes one token at a time"
+        self._ids = torch.cat([self._ids, self._ids.new_tensor([token_ids])], dim=-1)
         length = 1 if self._kwargs.get("use_cache", True) else None
         inputs = self.model.prepare_inputs_for_generation(self._ids, next_sequence_length=length, **self._kwargs)
-        return self._logits(self.model(**inputs, return_dict=True))
+        return self._logits(self.model(**inputs, return_dict=True))[:, None]
 
-    def keep(self, rows: Sequence[int]) -> None:
-        assert list(rows) == [0]
+    def keep(self, kept: Sequence[Sequence[int]]) -> None:
+        assert list(map(list, kept)) == [[0]]
+
+    def retire(self, row: int) -> None:
+        raise AssertionError("a stock runner has one row")
 
     def _logits(self, output: Any) -> torch.Tensor:
         self._kwargs = self.model._update_model_kwargs_for_generation(output, self._kwargs)
-        logits: torch.Tensor = output.logits[0, -1:]
+        logits: torch.Tensor = output.logits[:, -1]
         return logits
-
-
-def layout(tree: DraftTree) -> tuple[np.ndarray, np.ndarray]:
-    """Where root and nodes stand and what they see: their own path.
-
-    Returns:
-        depths, int64 `[1 + nodes]`, and visibility, bool `[1 + nodes, 1 + nodes]`.
-    """
-    size = len(tree) + 1
-    depths = np.zeros(size, dtype=np.int64)
-    visible = np.eye(size, dtype=bool)
-    for row, parent in enumerate(tree.parents.tolist(), start=1):
-        visible[row] |= visible[parent + 1]
-        depths[row] = depths[parent + 1] + 1
-    return depths, visible
 
 
 def num_layers(config: Any) -> int:

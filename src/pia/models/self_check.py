@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 
 from pia.drafting.tree import DraftTree
 from pia.models.capability import Capability, Mode
+from pia.models.placement import compute_dtype, input_device
+from pia.models.recurrent_check import recurrent_errors
 from pia.models.runner import SlabRunner
 
 _PROMPT_LENGTH = 11
@@ -22,21 +25,23 @@ cache."""
 
 def proved_capability(model: Any, declared: Capability) -> Capability:
     """Lowers the declared capability to what the model shows: tree, else chain, else one token at a time."""
-    tolerance = _TOLERANCE.get(model.dtype, _TOLERANCE_16_BIT)
+    tolerance = _TOLERANCE.get(compute_dtype(model), _TOLERANCE_16_BIT)
     mode, reason = declared.mode, declared.reason
     while mode > Mode.PLAIN:
-        failure = _failure(model, mode, tolerance)
+        failure = _failure(model, replace(declared, mode=mode), tolerance)
         if failure is None:
-            return Capability(mode, reason)
+            return replace(declared, mode=mode, reason=reason, can_batch=declared.can_batch and mode == Mode.TREE)
         reason = f"self-check: {failure}"
         mode = Mode(mode - 1)
-    return Capability(mode, reason)
+    return replace(declared, mode=mode, reason=reason, can_batch=False)
 
 
-def _failure(model: Any, mode: Mode, tolerance: float) -> str | None:
+def _failure(model: Any, claimed: Capability, tolerance: float) -> str | None:
     """What is wrong with verifying in this mode, or `None`."""
+    mode = claimed.mode
     try:
-        error, noise = _errors(model, can_branch=mode == Mode.TREE)
+        errors = recurrent_errors(model) if claimed.is_recurrent else _errors(model, can_branch=mode == Mode.TREE)
+        error, noise = errors
     except Exception as refusal:  # a model may refuse in any way it likes; that is an answer too
         return f"a {mode.label} of tokens raised {type(refusal).__name__}: {str(refusal)[:120]}"
     if error <= max(tolerance, _NOISE_FACTOR * noise):  # false for NaN
@@ -49,15 +54,15 @@ def _errors(model: Any, *, can_branch: bool) -> tuple[float, float]:
     """Relative errors, against forwards without a cache, of a tree with a step after it and of plain decoding."""
     prompt, tree, after = _example(model, can_branch)
     runner = SlabRunner(model, can_branch=can_branch)
-    runner.prefill(prompt[:, :-1])
-    rows = [runner.forward(int(prompt[0, -1]), tree)]
+    runner.prefill([prompt[0, :-1]])
+    rows = [runner.forward([int(prompt[0, -1])], [tree])[0]]
     leaf_paths = _leaf_paths(tree)
     kept = leaf_paths[-1]
-    runner.keep([0, *(node + 1 for node in kept)])
-    rows.append(runner.forward(after, DraftTree.empty()))  # shows that the right slots were kept
+    runner.keep([[0, *(node + 1 for node in kept)]])
+    rows.append(runner.forward([after], [DraftTree.empty()])[0])  # shows that the right slots were kept
 
     texts = [[*prompt[0].tolist(), *tree.token_ids[path].tolist(), after] for path in leaf_paths]
-    expected = model(input_ids=torch.tensor(texts, device=model.device), use_cache=False).logits
+    expected = model(input_ids=torch.tensor(texts, device=input_device(model)), use_cache=False).logits
     scale = float(expected.double().std())
     start = prompt.shape[1] - 1
     error = _distance(rows[1], expected[-1, -1:])
@@ -70,10 +75,11 @@ def _errors(model: Any, *, can_branch: bool) -> tuple[float, float]:
 def _plain_noise(model: Any, prompt: torch.Tensor, text: list[int], expected: torch.Tensor) -> float:
     """How far one-token-at-a-time decoding is from a forward over the whole text."""
     runner = SlabRunner(model)
-    runner.prefill(prompt[:, :-1])
+    runner.prefill([prompt[0, :-1]])
     error = 0.0
     for position in range(prompt.shape[1] - 1, len(text)):
-        logits = runner.forward(text[position], DraftTree.empty())
+        logits = runner.forward([text[position]], [DraftTree.empty()])[0]
+        runner.keep([[0]])
         error = _worst(error, _distance(logits, expected[position : position + 1]))
     return error
 
@@ -99,7 +105,10 @@ def _example(model: Any, can_branch: bool) -> tuple[torch.Tensor, DraftTree, int
     nodes = ids[_PROMPT_LENGTH:-1].astype(np.int32)
     probs = np.linspace(0.9, 0.1, len(parents), dtype=np.float32)
     tree = DraftTree(nodes, np.asarray(parents, dtype=np.int32), probs, np.zeros(len(parents), dtype=np.uint8))
-    return torch.tensor(ids[None, :_PROMPT_LENGTH], device=model.device), tree, int(ids[-1])
+    prompt = torch.tensor(ids[None, :_PROMPT_LENGTH], device=input_device(model))
+    if hasattr(model, "as_prompt"):  # its prompts have a form
+        prompt = model.as_prompt(prompt)
+    return prompt, tree, int(ids[-1])
 
 
 def _leaf_paths(tree: DraftTree) -> list[list[int]]:
