@@ -43,7 +43,7 @@ def size(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `pia convert`."""
-    from pia.cli.models import quiet_libraries, stay_offline
+    from pia.cli.loading import quiet_libraries, stay_offline
     from pia.cli.terminal import new_progress, note
 
     quiet_libraries()

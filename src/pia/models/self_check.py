@@ -105,7 +105,10 @@ def _example(model: Any, can_branch: bool) -> tuple[torch.Tensor, DraftTree, int
     nodes = ids[_PROMPT_LENGTH:-1].astype(np.int32)
     probs = np.linspace(0.9, 0.1, len(parents), dtype=np.float32)
     tree = DraftTree(nodes, np.asarray(parents, dtype=np.int32), probs, np.zeros(len(parents), dtype=np.uint8))
-    return torch.tensor(ids[None, :_PROMPT_LENGTH], device=input_device(model)), tree, int(ids[-1])
+    prompt = torch.tensor(ids[None, :_PROMPT_LENGTH], device=input_device(model))
+    if hasattr(model, "as_prompt"):  # its prompts have a form
+        prompt = model.as_prompt(prompt)
+    return prompt, tree, int(ids[-1])
 
 
 def _leaf_paths(tree: DraftTree) -> list[list[int]]:

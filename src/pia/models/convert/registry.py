@@ -10,7 +10,7 @@ from typing import Any
 from pia.errors import ConversionError
 from pia.models.convert.converter import Converter
 
-_FILES = ("baichuan", "internlm", "qwen", "chatglm", "llama_names")
+_FILES = ("baichuan", "baichuan13b", "internlm", "qwen", "chatglm", "glm10b", "llama_names")
 
 
 def converters() -> Iterator[type[Converter]]:

@@ -25,6 +25,7 @@ _IN_MODEL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 def sentencepiece_tokenizer(
     folder: Path,
     *,
+    file: str = "tokenizer.model",
     add_bos: bool = False,
     special_ids: Sequence[int] = (),
     special_tokens: Sequence[str] = (),
@@ -35,6 +36,7 @@ def sentencepiece_tokenizer(
 
     Args:
         folder: the original checkpoint.
+        file: what the SentencePiece model is called there.
         add_bos: whether a text begins with the BOS token, if the configuration does not say.
         special_ids: pieces that shall be special tokens, beside BOS and the like.
         special_tokens: special tokens behind the pieces, which the original's code adds.
@@ -42,20 +44,22 @@ def sentencepiece_tokenizer(
         pad_token: the padding token, if the configuration does not say.
 
     Returns:
-        the tokenizer, or `None` where the folder has no `tokenizer.model`.
+        the tokenizer, or `None` where the folder has no such file.
 
     Raises:
         ConversionError: the model is damaged, or does what a stock tokenizer cannot do.
     """
-    if not (folder / "tokenizer.model").exists():
+    if not (folder / file).exists():
         return None
-    model = SentencePieceModel.read(folder / "tokenizer.model")
+    model = SentencePieceModel.read(folder / file)
     config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
     added = _added_tokens(config) | {len(model.pieces) + i: token for i, token in enumerate(special_tokens)}
     model.pieces = _with_tokens(model.pieces, added)
     roles = _special_roles(config, model.pieces, pad_token)
     ids = {piece.text: number for number, piece in enumerate(model.pieces)}
     specials = {ids[token]: token for token in roles.values() if token in ids}
+    if special_ids and max(special_ids) >= len(model.pieces):
+        raise ConversionError(f"{max(special_ids)} shall be a special token, but there are only {len(model.pieces)}")
     specials |= added | {number: model.pieces[number].text for number in special_ids}
     specials |= {i: piece.text for i, piece in enumerate(model.pieces) if piece.type == PieceType.CONTROL}
 
