@@ -11,6 +11,7 @@ import torch
 from pia.drafting.tree import DraftTree
 from pia.models.capability import Capability, Mode
 from pia.models.runner import SlabRunner
+from pia.models.window_check import window_error
 
 _PROMPT_LENGTH = 11
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
@@ -38,8 +39,11 @@ def _failure(model: Any, mode: Mode, tolerance: float) -> str | None:
     """What is wrong with verifying in this mode, or `None`."""
     try:
         error, noise = _errors(model, can_branch=mode == Mode.TREE)
+        window = window_error(model) if mode == Mode.TREE else None
     except Exception as refusal:  # a model may refuse in any way it likes; that is an answer too
         return f"a {mode.label} of tokens raised {type(refusal).__name__}: {str(refusal)[:120]}"
+    if window is not None and not window <= tolerance:
+        return f"beyond its window a {mode.label} comes out otherwise than under the model's own masks ({window:.1e})"
     if error <= max(tolerance, _NOISE_FACTOR * noise):  # false for NaN
         return None
     return f"logits of a {mode.label} differ from those of its own paths by {error:.1e} (plain decoding: {noise:.1e})"
