@@ -51,6 +51,7 @@ _LONGROPE = dict(
     rope_theta=10000.0,
     short_factor=[1.0, 1.1, 1.2, 1.3],
     long_factor=[3.0, 5.0, 7.0, 9.0],
+    factor=4.0,
     original_max_position_embeddings=48,
 )
 
