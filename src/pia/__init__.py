@@ -25,6 +25,7 @@ _HOMES = {
     "build_corpus": "pia.drafting.corpus",
     "DraftTree": "pia.drafting.tree",
     "TraceRecorder": "pia.recording",
+    "register_families": "pia.models.modeling",
     "PiaError": "pia.errors",
 }
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from pia.drafting.tree import DraftTree as DraftTree
     from pia.errors import PiaError as PiaError
     from pia.lookahead import Lookahead as Lookahead
+    from pia.models.modeling import register_families as register_families
     from pia.output import LookaheadOutput as LookaheadOutput
     from pia.recording import TraceRecorder as TraceRecorder
     from pia.text import Result as Result

@@ -23,6 +23,10 @@ class ModelError(PiaError):
     """The model cannot be found, loaded or used."""
 
 
+class ConversionError(PiaError):
+    """A checkpoint cannot be converted: unknown, damaged, incomplete, or its new place is taken."""
+
+
 class CacheFileError(PiaError):
     """A draft cache file cannot be read or written."""
 

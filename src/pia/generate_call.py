@@ -16,8 +16,11 @@ from pia.decoding.chooser import TokenChooser
 from pia.decoding.request import Request, Stopping
 from pia.decoding.row_processors import criteria_for_row, processors_for_row
 from pia.errors import PromptError, UnsupportedOptionError
+from pia.models.inputs_probe import passing_reason
 
-_KNOWN_INPUTS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"}
+_CACHES = ("past_key_values", "cache_params")
+"""What models call the cache that Transformers makes for them."""
+_KNOWN_INPUTS = {"attention_mask", "position_ids", "use_cache", "logits_to_keep", "cache_position", *_CACHES}
 """Model inputs that PIA makes itself."""
 
 
@@ -77,10 +80,13 @@ class GenerateCall:
         """Requests in this call."""
         return int(self.input_ids.shape[0])
 
-    def plain_reason(self) -> str | None:
-        """Why Transformers' own cache, masks and positions must stay as they are for this call, or `None`."""
+    def plain_reason(self, *, is_recurrent: bool = False) -> str | None:
+        """Why Transformers' own cache, masks and positions must stay as they are for this call, or `None`.
+
+        With `is_recurrent` the model keeps a state, which padding would run through in some families.
+        """
         extra = [name for name, value in self.model_kwargs.items() if name not in _KNOWN_INPUTS and value is not None]
-        cache = self.model_kwargs.get("past_key_values")
+        cache = next((self.model_kwargs[name] for name in _CACHES if self.model_kwargs.get(name) is not None), None)
         if extra:
             return f"the model is given {', '.join(sorted(extra))}"
         if not self.model_kwargs.get("use_cache", True):
@@ -89,8 +95,10 @@ class GenerateCall:
             return f"the caller chose a {type(cache).__name__}"
         if getattr(cache, "_is_user_defined", False) or getattr(cache, "offloading", False):
             return "the caller's own cache is to be filled"
-        if cache is not None and cache.get_seq_length() > 0:
+        if cache is not None and _holds_text(cache):
             return "the cache already holds text"
+        if is_recurrent and any(self._padding(0)):
+            return "the prompt is padded, and padding may leave a trace in a recurrent state"
         return next(filter(None, map(self._odd_positions, range(self.num_rows))), None)
 
     def _padding(self, row: int) -> tuple[int, int]:
@@ -117,6 +125,29 @@ class GenerateCall:
         return None
 
 
+def _holds_text(cache: DynamicCache) -> bool:
+    states = [layer for layer in cache.layers if hasattr(layer, "has_previous_state")]
+    if states:
+        return any(any(layer.has_previous_state.values()) for layer in states)
+    return bool(cache.get_seq_length() > 0)
+
+
+class _HeldCall(GenerateCall):
+    """A call that is decoded after `generate` has returned; it remembers how a wrapper had changed the model."""
+
+    def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(model, *args, **kwargs)
+        self._passing_reason = passing_reason(model)
+
+    def check_model(self) -> None:
+        """Raises `UnsupportedOptionError` if the model is no longer what it was while `generate` ran."""
+        if passing_reason(self.model) != self._passing_reason:
+            raise UnsupportedOptionError(
+                f"{self._passing_reason}; it does so only while its own generate runs, so its steps cannot be had one "
+                "by one: call model.generate(..., custom_generate=lookahead), with a streamer for the tokens"
+            )
+
+
 def row_generators(call: GenerateCall, seeds: Sequence[int] | None) -> list[torch.Generator | None]:
     """What each row draws its random numbers from; `None` is torch's own generator.
 
@@ -127,12 +158,12 @@ def row_generators(call: GenerateCall, seeds: Sequence[int] | None) -> list[torc
         if call.num_rows == 1 or not call.config.do_sample:
             return [None] * call.num_rows
         seeds = torch.randint(2**63 - 1, (call.num_rows,)).tolist()
-    seeds = [int(seed) if isinstance(seed, Integral) and not isinstance(seed, bool) else None for seed in seeds]  # type: ignore[misc]
-    if len(seeds) != call.num_rows or None in seeds:
+    is_whole = all(isinstance(seed, Integral) and not isinstance(seed, bool) for seed in seeds)
+    if not is_whole or len(seeds) != call.num_rows:
         raise UnsupportedOptionError(
             f"seeds must be whole numbers, one for each of the {call.num_rows} rows of the call"
         )
-    return [torch.Generator(call.input_ids.device).manual_seed(seed) for seed in seeds]
+    return [torch.Generator(call.input_ids.device).manual_seed(int(seed)) for seed in seeds]
 
 
 def caller_argument(name: str) -> Any:
@@ -182,16 +213,18 @@ def prepare(model: Any, input_ids: torch.Tensor, **kwargs: Any) -> GenerateCall:
 
     Raises:
         PromptError: the prompt is empty or foreign to the model.
-        UnsupportedOptionError: an option that PIA cannot honour, or a `streamer` (the caller has the steps themselves).
+        UnsupportedOptionError: an option that PIA cannot honour, a `streamer` (the caller has the steps themselves), or
+            a wrapper such as PEFT's prompt tuning, which changes the model for the time of its `generate` alone.
     """
     if kwargs.get("streamer") is not None:
         raise UnsupportedOptionError("a streamer has no use here: the steps themselves are the stream; leave it out")
     if input_ids.numel() == 0:  # Transformers would begin a text of its own
         raise PromptError("the prompt is empty; give at least one token")
-    kwargs = {**with_stop_criterion(model, kwargs), "custom_generate": GenerateCall}
+    kwargs = {**with_stop_criterion(model, kwargs), "custom_generate": _HeldCall}
     # The class's method, since on an accelerated model the instance's own would decode. A compiled model has none.
     unbound = getattr(type(model), "generate", None)
-    call: GenerateCall = unbound(model, input_ids, **kwargs) if unbound else model.generate(input_ids, **kwargs)
+    call: _HeldCall = unbound(model, input_ids, **kwargs) if unbound else model.generate(input_ids, **kwargs)
+    call.check_model()
     return call
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,14 @@ from pia.decoding.request import Request, Stopping
 from pia.decoding.stats import Stats, Step
 from pia.drafting.budget import BudgetPolicy, Calibrator, CostCurve
 from pia.drafting.cache import DraftCache
+from pia.drafting.chain_budget import ChainBudgetPolicy
 from pia.drafting.fingerprint import tokenizer_fingerprint, tokenizer_vocab_size
 from pia.drafting.source import DraftSession, NoDrafts
 from pia.errors import CacheMismatchError, RowsInStepError, UnsupportedOptionError
 from pia.generate_call import GenerateCall, caller_argument, row_generators, vocab_size
 from pia.models.capability import Capability, Mode
 from pia.models.profile import capability_of, curve_of
+from pia.models.recurrent import RecurrentRunner
 from pia.models.runner import Runner, SlabRunner, StockRunner
 from pia.output import Decoding, LookaheadOutput, output_of
 from pia.prediction import NO_PREDICTION, Prediction, prediction_rows
@@ -136,7 +139,7 @@ class Lookahead:
         if call.num_rows > 1 and not capability.can_batch:
             raise RowsInStepError(capability.reason)
         runner = _new_runner(call, capability, config)
-        policy = self._new_policy(call, curve, config)
+        policy = self._new_policy(call, curve, config, runner)
         if any(map(len, predicted_ids)):
             policy.expect_much()
         can_draft = capability.can_verify_chains and config.budget != 0
@@ -208,20 +211,29 @@ class Lookahead:
     def _examine(self, call: GenerateCall, config: LookaheadConfig) -> tuple[Capability, CostCurve | None]:
         """What the model can verify in this call, and what that costs if it matters."""
         capability = capability_of(call.model, self_check=config.self_check and config.budget != 0)
-        reason = call.plain_reason() if capability.can_verify_chains else None
+        is_recurrent = capability.is_recurrent
+        reason = call.plain_reason(is_recurrent=is_recurrent) if capability.can_verify_chains else None
         if reason is not None:
             self._warn_once(f"PIA decodes plainly: {reason}")
             capability = Capability(Mode.PLAIN, reason)
-        needs_curve = config.budget == "auto" and capability.can_verify_chains
-        return capability, curve_of(call.model, can_branch=capability.can_verify_trees) if needs_curve else None
+        if config.budget != "auto" or not capability.can_verify_chains:
+            return capability, None
+        return capability, curve_of(
+            call.model, can_branch=capability.can_verify_trees, is_recurrent=capability.is_recurrent
+        )
 
-    def _new_policy(self, call: GenerateCall, curve: CostCurve | None, config: LookaheadConfig) -> BudgetPolicy:
+    def _new_policy(
+        self, call: GenerateCall, curve: CostCurve | None, config: LookaheadConfig, runner: Runner
+    ) -> BudgetPolicy:
         """The budget of one call; an automatic one goes on from what earlier requests showed."""
+        new_policy: Callable[..., BudgetPolicy] = partial(BudgetPolicy, num_rows=call.num_rows)
+        if isinstance(runner, RecurrentRunner):
+            new_policy = partial(ChainBudgetPolicy, lambda: runner.num_pending)
         if config.budget == "auto" and curve is not None:
             calibrator = self._calibrators.setdefault(call.model, Calibrator())
-            return BudgetPolicy(curve, max_nodes=config.max_budget, calibrator=calibrator, num_rows=call.num_rows)
+            return new_policy(curve, max_nodes=config.max_budget, calibrator=calibrator)
         fixed = 0 if config.budget == "auto" else config.budget
-        return BudgetPolicy(None, max_nodes=fixed, fixed=fixed, num_rows=call.num_rows)
+        return new_policy(None, max_nodes=fixed, fixed=fixed)
 
     def _begin(
         self, call: GenerateCall, request: Request, config: LookaheadConfig, predicted_ids: npt.NDArray[np.int32]
@@ -301,6 +313,8 @@ def context_length(model: Any) -> int | None:
 def _new_runner(call: GenerateCall, capability: Capability, config: LookaheadConfig) -> Runner:
     if not capability.can_verify_chains:
         return StockRunner(call.model, call.config, call.model_kwargs, call.input_ids)
+    if capability.is_recurrent:
+        return RecurrentRunner(call.model, prefill_chunk_size=call.config.prefill_chunk_size)
     largest_tree = config.max_budget if config.budget == "auto" else config.budget
     max_length = call.stopping_criteria.max_length
     return SlabRunner(

@@ -15,6 +15,7 @@ from pia.decoding.stats import Stats, Step
 from pia.errors import PromptError, UnsupportedOptionError
 from pia.generate_call import prepare, vocab_size
 from pia.lookahead import Lookahead, context_length
+from pia.models.placement import input_device
 from pia.output import Decoding
 from pia.prediction import NO_PREDICTION, Prediction, prediction_ids
 
@@ -226,7 +227,7 @@ def _start(
     predicted_ids: npt.NDArray[np.int32],
     generate_kwargs: dict[str, Any],
 ) -> Decoding:
-    input_ids = input_ids.to(model.device)
+    input_ids = input_ids.to(input_device(model))
     kwargs = {"attention_mask": torch.ones_like(input_ids), **generate_kwargs}
     call = prepare(model, input_ids, **kwargs)
     if call.num_rows > 1:

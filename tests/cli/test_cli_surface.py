@@ -9,7 +9,7 @@ import time
 import pytest
 from cli_support import assert_one_line_error, environment
 
-VERBS = ("demo", "generate", "chat", "bench", "replay", "cache", "models", "env")
+VERBS = ("demo", "generate", "chat", "bench", "replay", "cache", "convert", "models", "env")
 
 
 def test_help_is_instant_and_imports_nothing_heavy(pia):

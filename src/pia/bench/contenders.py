@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 
 from pia.decoding.stats import Stats
 from pia.drafting.cache import DraftCache
@@ -23,9 +24,9 @@ class Run:
     """One prompt answered by one contender."""
 
     token_ids: list[int]
-    """The answer, `[n]`."""
+    """The answer, `[n]`, up to its end."""
     seconds: float
-    """Wall time of the whole call, prefill and preparation included."""
+    """Wall time of the whole call, prefill and preparation included; in a batch, an equal share of it."""
     stats: Stats | None
 
 
@@ -43,11 +44,11 @@ class Stock:
 
     def reset(self, model: Any, prompt: torch.Tensor) -> None:
         """Begins a round: runs a few tokens, unmeasured."""
-        self.run(model, prompt, {"max_new_tokens": _WARM_UP_TOKENS, "do_sample": False})
+        self.run(model, [prompt], {"max_new_tokens": _WARM_UP_TOKENS, "do_sample": False})
 
-    def run(self, model: Any, prompt: torch.Tensor, options: dict[str, Any]) -> Run:
-        """Answers a prompt, `[1, length]`, and takes the time."""
-        return _timed(model, prompt, {**options, **self._extra})
+    def run(self, model: Any, batch: Sequence[torch.Tensor], options: dict[str, Any]) -> list[Run]:
+        """Answers prompts, `[1, length]` each, in one call, and takes the time."""
+        return _timed(model, batch, {**options, **self._extra})
 
 
 class Accelerated:
@@ -70,11 +71,11 @@ class Accelerated:
         self._lookahead = Lookahead(self._new_cache(), **self._options)
         warm_up(model, prompt, self._lookahead)
 
-    def run(self, model: Any, prompt: torch.Tensor, options: dict[str, Any]) -> Run:
-        """Answers a prompt, `[1, length]`, and takes the time."""
+    def run(self, model: Any, batch: Sequence[torch.Tensor], options: dict[str, Any]) -> list[Run]:
+        """Answers prompts, `[1, length]` each, in one call, and takes the time."""
         assert self._lookahead is not None
-        run = _timed(model, prompt, {**options, "custom_generate": self._lookahead})
-        return Run(run.token_ids, run.seconds, self._lookahead.last_stats)
+        first, *others = _timed(model, batch, {**options, "custom_generate": self._lookahead})
+        return [replace(first, stats=self._lookahead.last_stats), *others]  # they are of the whole call
 
 
 Contender = Stock | Accelerated
@@ -96,24 +97,37 @@ def warm_up(model: Any, prompt: torch.Tensor, lookahead: Lookahead) -> None:
         lookahead.cache = cache
 
 
-def _timed(model: Any, prompt: torch.Tensor, arguments: dict[str, Any]) -> Run:
-    mask = torch.ones_like(prompt)
+def _timed(model: Any, batch: Sequence[torch.Tensor], arguments: dict[str, Any]) -> list[Run]:
+    longest = max(prompt.shape[1] for prompt in batch)
+    padding = [longest - prompt.shape[1] for prompt in batch]
+    ids = torch.cat([pad(prompt, (size, 0)) for prompt, size in zip(batch, padding, strict=True)])
+    mask = torch.stack([torch.arange(longest, device=ids.device) >= size for size in padding]).long()
     started = perf_counter()
-    output = model.generate(prompt, attention_mask=mask, **arguments)
-    token_ids = output[0, prompt.shape[1] :].tolist()  # waits for the device
-    return Run(token_ids, perf_counter() - started, None)
+    output = model.generate(ids, attention_mask=mask, **arguments)
+    answers = output[:, longest:].tolist()  # waits for the device
+    seconds = perf_counter() - started
+    return [Run(_until_end(model, answer), seconds / len(batch), None) for answer in answers]
 
 
-def usual_contenders(new_cache: Callable[[], DraftCache], **options: Any) -> list[Contender]:
-    """The five that `pia bench` compares.
+def _until_end(model: Any, token_ids: list[int]) -> list[int]:
+    """An answer without the padding that stands behind its end where another row went on."""
+    end = model.generation_config.eos_token_id
+    stops = {end} if isinstance(end, int) else set(end or ())
+    return token_ids[: next((n + 1 for n, token in enumerate(token_ids) if token in stops), None)]
+
+
+def usual_contenders(new_cache: Callable[[], DraftCache], *, batch_size: int = 1, **options: Any) -> list[Contender]:
+    """The five that `pia bench` compares; of batches four, since prompt lookup takes one prompt at a time.
 
     Args:
         new_cache: makes the warmed cache of `pia`; `pia_cold` starts each round with an empty one of its own.
+        batch_size: prompts a call.
         **options: of `Lookahead`.
     """
+    lookup = Stock("prompt_lookup", prompt_lookup_num_tokens=PROMPT_LOOKUP_TOKENS)
     return [
         Stock("generate"),
-        Stock("prompt_lookup", prompt_lookup_num_tokens=PROMPT_LOOKUP_TOKENS),
+        *([lookup] if batch_size == 1 else []),
         Accelerated("plain", DraftCache, budget=0),
         Accelerated("pia_cold", DraftCache, **options),
         Accelerated("pia", new_cache, **options),

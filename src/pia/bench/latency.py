@@ -1,4 +1,4 @@
-"""Latency of single requests: contenders answer the same prompts in turns, so that a busy machine is unfair to none."""
+"""Latency of requests: contenders answer the same prompts in turns, so that a busy machine is unfair to none."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def measure(
     *,
     rounds: int = 3,
     reference: str = "generate",
+    batch_size: int = 1,
     seed: int = 0,
     on_answer: Callable[[int, str], None] = lambda _round, _name: None,
     **options: Any,
@@ -33,8 +34,9 @@ def measure(
         contenders: ways to answer.
         rounds: how often; figures are medians over the rounds.
         reference: name of the contender whose answers all others must equal.
-        seed: random numbers of prompt i start from `seed + i`, for every contender.
-        on_answer: told the round and the contender's name after each answer.
+        batch_size: prompts a call, neighbours together.
+        seed: random numbers of call i start from `seed + i`, for every contender.
+        on_answer: told the round and the contender's name after each call.
         **options: of `generate`, the same for all.
     """
     runs: dict[str, list[list[Run]]] = {contender.name: [] for contender in contenders}
@@ -42,17 +44,17 @@ def measure(
         for contender in contenders:
             contender.reset(model, prompts[0])
             runs[contender.name].append([])
-        for index, contender in _turns(len(prompts), contenders):
+        batches = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
+        for index, contender in _turns(len(batches), contenders):
             torch.manual_seed(seed + index)
-            run = contender.run(model, prompts[index], options)
-            runs[contender.name][-1].append(run)
+            runs[contender.name][-1] += contender.run(model, batches[index], options)
             on_answer(number, contender.name)
-    return Report(runs, reference)
+    return Report(runs, reference, batch_size)
 
 
-def _turns(num_prompts: int, contenders: Sequence[Contender]) -> Iterator[tuple[int, Contender]]:
-    """Prompt by prompt, each time another contender first."""
-    for index in range(num_prompts):
+def _turns(num_calls: int, contenders: Sequence[Contender]) -> Iterator[tuple[int, Contender]]:
+    """Call by call, each time another contender first."""
+    for index in range(num_calls):
         first = index % len(contenders)
         for contender in [*contenders[first:], *contenders[:first]]:
             yield index, contender

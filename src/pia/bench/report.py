@@ -26,6 +26,8 @@ class Report:
 
     runs: dict[str, list[list[Run]]]
     reference: str
+    batch_size: int = 1
+    """Prompts a call."""
 
     @property
     def num_prompts(self) -> int:
@@ -75,15 +77,16 @@ class Report:
             "identical": min(self.num_identical(name) for name in ours),
             "identical_by_contender": {name: self.num_identical(name) for name in self.runs if name != self.reference},
             "reference": self.reference,
+            "batch": self.batch_size,
             "rounds": len(self.runs[self.reference]),
             "tokens": sum(len(run.token_ids) for run in answers),
             "edl": round(stats.edl, 3),
             "edl_cold": round((self.stats("pia_cold") or Stats()).edl, 3),
             "tokens_per_s": {name: round(self.tokens_per_s(name), 1) for name in self.runs},
-            "ratio": _ratios(self.ratio),
-            "ratio_per_prompt": _ratios(self.ratio_per_prompt),
+            "ratio": self._ratios(self.ratio),
+            "ratio_per_prompt": self._ratios(self.ratio_per_prompt),
             "nonrepeating": len(self.nonrepeating),
-            "ratio_nonrepeating": _ratios(lambda name, other: self.ratio(name, other, self.nonrepeating)),
+            "ratio_nonrepeating": self._ratios(lambda name, other: self.ratio(name, other, self.nonrepeating)),
             "host_share": round(stats.host_share, 4),
             "drafted": stats.num_drafted,
             "accepted": stats.num_accepted,
@@ -92,6 +95,14 @@ class Report:
             "mode": stats.mode,
         }
         return figures
+
+    def _ratios(self, ratio: Callable[[str, str], float | None]) -> dict[str, float | None]:
+        """PIA's warmed speed by those of the others."""
+        rounded = {}
+        for other in ("generate", "plain", "prompt_lookup"):
+            value = ratio("pia", other) if other in self.runs else None
+            rounded[f"pia_over_{other}"] = None if value is None else round(value, 3)
+        return rounded
 
 
 def repeats(token_ids: Sequence[int], length: int = REPEAT_LENGTH) -> bool:
@@ -103,11 +114,3 @@ def repeats(token_ids: Sequence[int], length: int = REPEAT_LENGTH) -> bool:
 def _speed(runs: Sequence[Run], prompts: Sequence[int] | None) -> float:
     chosen = runs if prompts is None else [runs[index] for index in prompts]
     return sum(len(run.token_ids) for run in chosen) / sum(run.seconds for run in chosen)
-
-
-def _ratios(ratio: Callable[[str, str], float | None]) -> dict[str, float | None]:
-    rounded = {}
-    for other in ("generate", "plain", "prompt_lookup"):
-        value = ratio("pia", other)
-        rounded[f"pia_over_{other}"] = None if value is None else round(value, 3)
-    return rounded

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from pia import __version__
-from pia.cli import bench, cache, chat, demo, env, generate, models, replay
+from pia.cli import bench, cache, chat, convert, demo, env, generate, models, replay
 
-VERBS = (demo, generate, chat, bench, replay, cache, models, env)
+VERBS = (demo, generate, chat, bench, replay, cache, convert, models, env)
 
 _DESCRIPTION = """\
 Painless Inference Acceleration: the model you have, the same output, fewer forward passes.

@@ -1,4 +1,4 @@
-"""Measure the latency of single requests: generate, prompt lookup, PIA without drafts, PIA cold and PIA warmed.
+"""Measure latency, single or in batches: generate, prompt lookup, PIA without drafts, PIA cold and PIA warmed.
 
 All answer the same prompts in turns. Prints a table and, as the very last line, one JSON object.
 """
@@ -27,6 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--chat", action="store_true", help="text prompts are questions for the chat template")
     options.add_length(parser, 256)
     parser.add_argument("--rounds", type=options.positive, default=3, metavar="R", help="medians over R rounds (3)")
+    parser.add_argument(
+        "--batch",
+        type=options.positive,
+        default=1,
+        metavar="B",
+        help="prompts a call (1); prompt lookup takes one only",
+    )
     options.add_budget(parser)
     parser.add_argument("--json", action="store_true", help="print the JSON line alone")
     parser.add_argument(
@@ -51,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
         [_encode(model, tokenizer, prompt, args) for prompt in prompts],
         _cache_maker(args, tokenizer),
         rounds=args.rounds,
+        batch_size=args.batch,
         lookahead_options={"budget": args.budget, "max_depth": args.max_depth},
         **_decoding(args),
     )

@@ -52,7 +52,7 @@ def _examine(model: Any) -> dict[str, Any]:
     capability = capability_of(model, self_check=True)
     facts: dict[str, Any] = {"mode": capability.mode.label, "reason": capability.reason}
     if capability.can_verify_chains:
-        curve = curve_of(model, can_branch=capability.can_verify_trees)
+        curve = curve_of(model, can_branch=capability.can_verify_trees, is_recurrent=capability.is_recurrent)
         points = zip(curve.sizes, curve.seconds, strict=True)
         facts["forward_ms"] = {q: round(seconds * 1e3, 3) for q, seconds in points}
     return facts

@@ -20,20 +20,28 @@ _NAMES = {
 
 
 def measure_with_progress(
-    model: Any, prompts: list[Any], new_cache: Any, *, rounds: int, lookahead_options: dict[str, Any], **options: Any
+    model: Any,
+    prompts: list[Any],
+    new_cache: Any,
+    *,
+    rounds: int,
+    lookahead_options: dict[str, Any],
+    batch_size: int = 1,
+    **options: Any,
 ) -> Report:
-    """Runs the five contenders of `pia bench` under a progress bar; arguments as for `pia.bench.latency.measure`."""
+    """Runs the contenders of `pia bench` under a progress bar; arguments as for `pia.bench.latency.measure`."""
     from pia.bench.contenders import usual_contenders
     from pia.bench.latency import measure
 
-    contenders = usual_contenders(new_cache, **lookahead_options)
+    contenders = usual_contenders(new_cache, batch_size=batch_size, **lookahead_options)
+    num_calls = -(-len(prompts) // batch_size)
     with new_progress() as progress:
-        task = progress.add_task("warming up", total=rounds * len(prompts) * len(contenders))
+        task = progress.add_task("warming up", total=rounds * num_calls * len(contenders))
 
         def on_answer(number: int, name: str) -> None:
             progress.update(task, advance=1, description=f"round {number + 1} of {rounds}")
 
-        return measure(model, prompts, contenders, rounds=rounds, on_answer=on_answer, **options)
+        return measure(model, prompts, contenders, rounds=rounds, batch_size=batch_size, on_answer=on_answer, **options)
 
 
 def show_report(report: Report, machine: dict[str, Any], *, json_only: bool = False) -> None:
@@ -49,7 +57,8 @@ def _show_table(report: Report, figures: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = new_console()
-    table = Table(title=f"{figures['questions']} prompts, {_plural(figures['rounds'], 'round')}, one request at a time")
+    at_a_time = "one request at a time" if figures["batch"] == 1 else f"batches of {figures['batch']}"
+    table = Table(title=f"{figures['questions']} prompts, {_plural(figures['rounds'], 'round')}, {at_a_time}")
     table.add_column("")
     for column in ("tokens/s", "against generate", "tokens a forward", "same output"):
         table.add_column(column, justify="right")
@@ -93,11 +102,10 @@ def _remarks(report: Report, figures: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _ratio_line(ratios: dict[str, float]) -> str:
-    return (
-        f"{ratios['pia_over_generate']:.2f} x generate, {ratios['pia_over_plain']:.2f} x its own plain loop, "
-        f"{ratios['pia_over_prompt_lookup']:.2f} x prompt lookup"
-    )
+def _ratio_line(ratios: dict[str, float | None]) -> str:
+    others = {"generate": "generate", "plain": "its own plain loop", "prompt_lookup": "prompt lookup"}
+    given = ((ratios[f"pia_over_{name}"], label) for name, label in others.items())
+    return ", ".join(f"{value:.2f} x {label}" for value, label in given if value is not None)
 
 
 def _draft_remark(figures: dict[str, Any]) -> str:

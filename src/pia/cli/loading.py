@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 from pia.cli.terminal import note
 from pia.errors import ModelError
+from pia.models.modeling import register_families
 
 
 def quiet_libraries() -> None:
@@ -60,6 +61,7 @@ def load_weights(name: str, dtype: str = "auto", device: str = "auto") -> Any:
     if name == "demo":
         return _load_demo(_dtype(dtype), _device(name, device))[0]
     transformers: Any = importlib.import_module("transformers")
+    register_families()
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=_dtype(dtype))
         model.to(_device(name, device))
@@ -78,6 +80,7 @@ def load_tokenizer(name: str) -> Any:
     is_local = _check_place(name)
     from transformers import AutoTokenizer
 
+    register_families()
     if not is_local:
         note(f"Asking the Hugging Face Hub (or its local cache) for {name} ...")
     try:

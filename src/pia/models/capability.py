@@ -7,23 +7,19 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal
 
-from transformers import GenerationMixin
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from pia.models.adapters import adapter_of
+from pia.models.inputs_probe import skipped_inputs
 from pia.models.masks import mask_kinds, mask_reason, reach
 from pia.models.positions import NO_LIMITS, PositionLimits, position_limits
+from pia.models.rows_probe import dependent_rows
+from pia.models.stateful import ONE_CHAIN, keeps_nothing, keeps_state, why_no_chains
 
 _SHARED_LAYER = "DummyLayer"
 """Stands in Transformers' cache for a layer that uses the keys and values of an earlier one."""
 _KNOWN_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", _SHARED_LAYER)
 """Cache layers that a slab of keys and values (and of an indexer's keys) stands in for."""
-_HARMLESS_INPUTS = frozenset(
-    f"transformers.models.{name}.modeling_{name}"
-    for name in ("ctrl", "phi3", "phimoe", "phi4_multimodal", "gemma3", "gemma3n", "gemma4", "gemma4_unified", "bloom")
-)
-"""Families whose own `prepare_inputs_for_generation` changes nothing for text: images, token types that the forward
-ignores, masks, or what `PositionLimits.refill_at` does as well."""
 MaskKind = Literal["one", "window", "by type"]
 _MASK_REASONS: dict[MaskKind, str] = {
     "one": "explicit masks",
@@ -55,12 +51,14 @@ class Capability:
         reason: why, for the user.
         can_batch: rows of different lengths may share a forward.
         positions: where drafts have to stop, and what has to be fed anew.
+        is_recurrent: the model keeps a state that only `RecurrentRunner` can put back.
     """
 
     mode: Mode
     reason: str
     can_batch: bool = False
     positions: PositionLimits = NO_LIMITS
+    is_recurrent: bool = False
 
     @property
     def can_verify_trees(self) -> bool:
@@ -72,8 +70,11 @@ class Capability:
 
 
 def declared_capability(model: Any) -> Capability:
-    """Reads what the model's class, configuration and cache say of themselves. Nothing is run."""
+    """Reads what the model's class, configuration and cache say of themselves; its forward is not run."""
     config = model.config.get_text_config(decoder=True)
+    if keeps_state(model, _cache_layers(config)):
+        why_plain = why_no_chains(model, config) or dependent_rows(model) or position_limits(model).reason
+        return Capability(Mode.PLAIN if why_plain else Mode.CHAIN, why_plain or ONE_CHAIN, is_recurrent=True)
     for mode, find in ((Mode.PLAIN, _reason_for_plain), (Mode.CHAIN, _reason_for_chain)):
         reason = find(model, config)
         if reason:
@@ -93,10 +94,10 @@ def mask_kind(model: Any) -> MaskKind:
 
 
 def _reason_for_plain(model: Any, config: Any) -> str | None:
-    if getattr(model, "_is_stateful", False):
-        return "the model keeps a recurrent state, which cannot be rolled back"
-    if _prepares_inputs(model):
-        return "it prepares its inputs in a way of its own, which calling its forward directly would skip"
+    if keeps_nothing(config):
+        return "its forward takes no cache, so every token costs a forward over the whole text"
+    if (doubt := skipped_inputs(model) or dependent_rows(model)) is not None:
+        return doubt
     if not _takes(model, "past_key_values"):
         return "its forward takes no KV cache"
     if getattr(config, "keep_window_size", None):
@@ -125,14 +126,6 @@ def _reason_for_chain(model: Any, config: Any) -> str | None:
     if "position_ids" not in inspect.signature(model.forward).parameters and adapter is None:
         return "its forward takes no position_ids"
     return None
-
-
-def _prepares_inputs(model: Any) -> bool:
-    """Whether `generate` feeds the model's forward in another way than Transformers' own."""
-    prepare = type(model).prepare_inputs_for_generation
-    if "prepare_inputs_for_generation" in vars(model):
-        return True
-    return prepare is not GenerationMixin.prepare_inputs_for_generation and prepare.__module__ not in _HARMLESS_INPUTS
 
 
 def _takes(model: Any, name: str) -> bool:

@@ -10,6 +10,7 @@ import torch
 
 from pia.drafting.budget import CostCurve
 from pia.drafting.tree import DraftTree
+from pia.models.recurrent import RecurrentRunner
 from pia.models.runner import SlabRunner
 
 _CONTEXT = 128
@@ -17,11 +18,14 @@ _SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 _FEW_SIZES = (1, 4, 16)
 """For models so slow that every forward is felt."""
 _SECONDS = 1.0
-"""No further round is begun after so long."""
-_MAX_ROUNDS = 10
+"""No further round is begun after so long ..."""
+_LONGEST_SECONDS = 4.0
+"""... or after so long, where the first rounds took as much."""
+_MIN_ROUNDS, _MAX_ROUNDS = 3, 10
+"""A single round may fall into a moment in which the machine does something else, and would flatten the curve."""
 
 
-def measure_costs(model: Any, *, can_branch: bool = True) -> CostCurve:
+def measure_costs(model: Any, *, can_branch: bool = True, is_recurrent: bool = False) -> CostCurve:
     """Times forwards over 1 .. 64 new tokens behind a short text.
 
     Sizes take turns and the best round of each counts: other work on the machine only ever adds time.
@@ -29,11 +33,12 @@ def measure_costs(model: Any, *, can_branch: bool = True) -> CostCurve:
     Args:
         model: a model that can verify at least chains.
         can_branch: whether steps carry an explicit mask.
+        is_recurrent: whether the model keeps a state, of which each drafted step takes a snapshot.
 
     Returns:
         the curve, in seconds.
     """
-    runner = SlabRunner(model, can_branch=can_branch)
+    runner = RecurrentRunner(model) if is_recurrent else SlabRunner(model, can_branch=can_branch)
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 20
     largest = max(1, min(_SIZES[-1], limit // 2))
     context = max(1, min(_CONTEXT, limit - largest - 1))
@@ -43,22 +48,32 @@ def measure_costs(model: Any, *, can_branch: bool = True) -> CostCurve:
     sizes = [*(q for q in wanted if q < largest), largest]
     best = dict.fromkeys(sizes, float("inf"))
     started = perf_counter()
-    for _ in range(_MAX_ROUNDS):
+    for number in range(_MAX_ROUNDS):
         for q in sizes:
             best[q] = min(best[q], _time_forward(runner, q, context))
-        if perf_counter() - started > _SECONDS:
+        if perf_counter() - started > (_SECONDS if number + 1 >= _MIN_ROUNDS else _LONGEST_SECONDS):
             break
     return CostCurve(sizes, list(best.values()))
 
 
-def _time_forward(runner: SlabRunner, q: int, context: int) -> float:
+def _time_forward(runner: SlabRunner | RecurrentRunner, q: int, context: int) -> float:
     tree = _chain(q - 1)
     started = perf_counter()
     logits = runner.forward([0], [tree])
     logits.argmax(dim=-1).tolist()  # waits for the device
     seconds = perf_counter() - started
-    runner.cache.set_lengths([context])
+    _undo(runner, q, context)
     return seconds
+
+
+def _undo(runner: SlabRunner | RecurrentRunner, q: int, context: int) -> None:
+    """Forgets the last forward. Of a recurrent state a single token is left in, since nothing was drafted."""
+    if isinstance(runner, SlabRunner):
+        runner.cache.set_lengths([context])
+    elif q > 1:
+        runner.undo()
+    else:
+        runner.keep([[0]])
 
 
 def _chain(length: int) -> DraftTree:

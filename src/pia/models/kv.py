@@ -14,8 +14,9 @@ behind what the row has, so that tokens that are accepted in order need not be m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -69,8 +70,11 @@ def _new(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 class _Slab:
     """The storage behind all layers of one cache. It knows nothing of the layers, so that no cycle keeps it alive."""
 
-    def __init__(self, num_layers: int, max_length: int | None, num_rows: int) -> None:
+    def __init__(
+        self, num_layers: int, max_length: int | None, num_rows: int, layers_by_device: Mapping[torch.device, int]
+    ) -> None:
         self.num_layers = max(1, num_layers)
+        self.layers_by_device = layers_by_device
         self.max_length = max_length
         self.num_rows = num_rows
         self.capacity = 0
@@ -86,8 +90,9 @@ class _Slab:
         for block in self.blocks:
             if block.accepts(role, like):
                 return block, block.take_layer()
-        is_first = all(block.role != role for block in self.blocks)
-        shape = (self.num_layers if is_first else 1, self.num_rows, self.capacity)
+        is_first = all((block.role, block.data.device) != (role, like.device) for block in self.blocks)
+        num_layers = self.layers_by_device.get(like.device, self.num_layers) if is_first else 1
+        shape = (num_layers, self.num_rows, self.capacity)
         block = _Block(role, like, shape)
         self.blocks.append(block)
         return block, block.take_layer()
@@ -227,10 +232,17 @@ class SlabCache(Cache):  # type: ignore[misc]
         num_layers: layers of the model; a hint for the size of the shared tensors.
         max_length: the most slots a request can need, its trees included; `None` when unknown.
         num_rows: requests in the batch.
+        layers_by_device: where the layers compute, if on several devices; each gets room for its own layers.
     """
 
-    def __init__(self, num_layers: int, max_length: int | None = None, num_rows: int = 1) -> None:
-        slab = _Slab(num_layers, max_length, num_rows)
+    def __init__(
+        self,
+        num_layers: int,
+        max_length: int | None = None,
+        num_rows: int = 1,
+        layers_by_device: Mapping[torch.device, int] = MappingProxyType({}),
+    ) -> None:
+        slab = _Slab(num_layers, max_length, num_rows, layers_by_device)
         super().__init__(layer_class_to_replicate=lambda: SlabLayer(slab))
         self._slab = slab
         self.lengths = [0] * num_rows

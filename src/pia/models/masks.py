@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from pia.models.placement import compute_dtype, input_device
+
 Sight = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """What a kind of attention can see at most: (positions of queries `[rows, q, 1]`, of slots `[rows, 1, slots]`) -> bool
 `[rows, q, slots]`."""
@@ -40,8 +42,8 @@ class TreeMasks:
         reason = mask_reason(model.config)
         if reason is not None:
             raise ValueError(f"no masks for {type(model).__name__}: {reason}")
-        self._device, self._dtype = model.device, model.dtype
-        self._hidden = torch.finfo(model.dtype).min
+        self._device, self._dtype = input_device(model), compute_dtype(model)
+        self._hidden = torch.finfo(self._dtype).min
         config = model.config.get_text_config(decoder=True)
         self._by_type = mask_kinds(model.config)
         self._sights = {kind: _sight_of(kind, config) for kind in self._by_type or (_only_kind(config),)}

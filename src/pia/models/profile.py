@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 from pia.drafting.budget import CostCurve
 from pia.models.capability import Capability, Mode, declared_capability
 from pia.models.costs import measure_costs
+from pia.models.inputs_probe import passing_reason
+from pia.models.placement import compute_dtype, input_device
+from pia.models.rows_probe import weight_kinds
 from pia.models.self_check import proved_capability
 
 _Answer = TypeVar("_Answer")
@@ -25,18 +28,25 @@ _lock = threading.RLock()
 
 def capability_of(model: Any, *, self_check: bool) -> Capability:
     """What a model can verify: as it declares, and with `self_check` as it proves. Found out at first use."""
+    passing = passing_reason(model)
+    if passing is not None:
+        return _remembered(model, ("passing", passing), lambda: _warned(model, Capability(Mode.PLAIN, passing)))
     return _remembered(model, ("capability", self_check), lambda: _find_capability(model, self_check))
 
 
-def curve_of(model: Any, *, can_branch: bool) -> CostCurve:
+def curve_of(model: Any, *, can_branch: bool, is_recurrent: bool = False) -> CostCurve:
     """What forwards of a model cost, measured at first use."""
-    return _remembered(model, ("curve", can_branch), lambda: _measure(model, can_branch))
+    return _remembered(
+        model,
+        ("curve", can_branch, is_recurrent),
+        lambda: _measure(model, can_branch=can_branch, is_recurrent=is_recurrent),
+    )
 
 
 def _remembered(model: Any, question: tuple[Any, ...], find_out: Callable[[], _Answer]) -> _Answer:
-    """The answer for this model as it is now: its dtype, device and attention may be changed any time."""
+    """The answer for this model as it is now: its dtype, device, attention and weights may be changed any time."""
     implementation = getattr(model.config, "_attn_implementation", None)
-    key = (*question, model.dtype, model.device, implementation)
+    key = (*question, compute_dtype(model), input_device(model), implementation, weight_kinds(model))
     with _lock:
         answers = _known.setdefault(model, {})
         if key not in answers:
@@ -50,14 +60,18 @@ def _find_capability(model: Any, self_check: bool) -> Capability:
     if self_check and capability.can_verify_chains:
         with _evaluating(model):
             capability = proved_capability(model, capability)
+    return _warned(model, capability)
+
+
+def _warned(model: Any, capability: Capability) -> Capability:
     if capability.mode != Mode.TREE:
         logger.warning("PIA decodes %s in %s mode: %s", type(model).__name__, capability.mode.label, capability.reason)
     return capability
 
 
-def _measure(model: Any, can_branch: bool) -> CostCurve:
+def _measure(model: Any, **kind: bool) -> CostCurve:
     with _evaluating(model):
-        return measure_costs(model, can_branch=can_branch)
+        return measure_costs(model, **kind)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from pia.models.adapters import adapter_of
 from pia.models.kv import SlabCache
 from pia.models.layout import batch_layout
 from pia.models.masks import TreeMasks, slot_positions
+from pia.models.placement import input_device, layers_by_device
 from pia.models.positions import position_limits
 from pia.models.prefill import distinct_prompts, prefill_groups
 
@@ -89,8 +90,8 @@ class SlabRunner:
         assert can_branch or num_rows == 1, "rows of different lengths need masks of PIA's own"
         self.model = model
         self.can_branch = can_branch
-        self.cache = SlabCache(num_layers(model.config), max_length, num_rows)
-        self.device = model.device
+        self.cache = SlabCache(num_layers(model.config), max_length, num_rows, layers_by_device(model))
+        self.device = input_device(model)
         self._masks = TreeMasks(model) if can_branch else None
         self._adapter = adapter_of(model)
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters

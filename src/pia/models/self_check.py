@@ -10,6 +10,8 @@ import torch
 
 from pia.drafting.tree import DraftTree
 from pia.models.capability import Capability, Mode
+from pia.models.placement import compute_dtype, input_device
+from pia.models.recurrent_check import recurrent_errors
 from pia.models.runner import SlabRunner
 from pia.models.window_check import window_error
 
@@ -24,10 +26,10 @@ cache."""
 
 def proved_capability(model: Any, declared: Capability) -> Capability:
     """Lowers the declared capability to what the model shows: tree, else chain, else one token at a time."""
-    tolerance = _TOLERANCE.get(model.dtype, _TOLERANCE_16_BIT)
+    tolerance = _TOLERANCE.get(compute_dtype(model), _TOLERANCE_16_BIT)
     mode, reason = declared.mode, declared.reason
     while mode > Mode.PLAIN:
-        failure = _failure(model, mode, tolerance)
+        failure = _failure(model, replace(declared, mode=mode), tolerance)
         if failure is None:
             return replace(declared, mode=mode, reason=reason, can_batch=declared.can_batch and mode == Mode.TREE)
         reason = f"self-check: {failure}"
@@ -35,10 +37,12 @@ def proved_capability(model: Any, declared: Capability) -> Capability:
     return replace(declared, mode=mode, reason=reason, can_batch=False)
 
 
-def _failure(model: Any, mode: Mode, tolerance: float) -> str | None:
+def _failure(model: Any, claimed: Capability, tolerance: float) -> str | None:
     """What is wrong with verifying in this mode, or `None`."""
+    mode = claimed.mode
     try:
-        error, noise = _errors(model, can_branch=mode == Mode.TREE)
+        errors = recurrent_errors(model) if claimed.is_recurrent else _errors(model, can_branch=mode == Mode.TREE)
+        error, noise = errors
         window = window_error(model) if mode == Mode.TREE else None
     except Exception as refusal:  # a model may refuse in any way it likes; that is an answer too
         return f"a {mode.label} of tokens raised {type(refusal).__name__}: {str(refusal)[:120]}"
@@ -62,7 +66,7 @@ def _errors(model: Any, *, can_branch: bool) -> tuple[float, float]:
     rows.append(runner.forward([after], [DraftTree.empty()])[0])  # shows that the right slots were kept
 
     texts = [[*prompt[0].tolist(), *tree.token_ids[path].tolist(), after] for path in leaf_paths]
-    expected = model(input_ids=torch.tensor(texts, device=model.device), use_cache=False).logits
+    expected = model(input_ids=torch.tensor(texts, device=input_device(model)), use_cache=False).logits
     scale = float(expected.double().std())
     start = prompt.shape[1] - 1
     error = _distance(rows[1], expected[-1, -1:])
@@ -105,7 +109,10 @@ def _example(model: Any, can_branch: bool) -> tuple[torch.Tensor, DraftTree, int
     nodes = ids[_PROMPT_LENGTH:-1].astype(np.int32)
     probs = np.linspace(0.9, 0.1, len(parents), dtype=np.float32)
     tree = DraftTree(nodes, np.asarray(parents, dtype=np.int32), probs, np.zeros(len(parents), dtype=np.uint8))
-    return torch.tensor(ids[None, :_PROMPT_LENGTH], device=model.device), tree, int(ids[-1])
+    prompt = torch.tensor(ids[None, :_PROMPT_LENGTH], device=input_device(model))
+    if hasattr(model, "as_prompt"):  # its prompts have a form
+        prompt = model.as_prompt(prompt)
+    return prompt, tree, int(ids[-1])
 
 
 def _leaf_paths(tree: DraftTree) -> list[list[int]]:

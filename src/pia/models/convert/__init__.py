@@ -1,0 +1,1 @@
+"""Legacy remote-code checkpoints become stock ones: weights renamed and repacked, tokenizers rebuilt, formulas kept."""
