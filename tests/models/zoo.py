@@ -299,7 +299,6 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
         | dict(shared_experts_intermediate_size=24, swa_num_attention_heads=4, swa_num_key_value_heads=4)
         | dict(swa_q_lora_rank=16, swa_kv_lora_rank=16, swa_head_dim=16, swa_qk_nope_head_dim=8, swa_v_head_dim=8),
     ),
-    "openai-gpt": ("OpenAIGPTLMHeadModel", _OLD),
 }
 
 
