@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -26,8 +27,11 @@ from pia.drafting.source import DraftSession, NoDrafts
 from pia.errors import CacheMismatchError, UnsupportedOptionError
 from pia.generate_call import GenerateCall, caller_argument, vocab_size
 from pia.models.capability import Capability, Mode
+from pia.models.exact import ExactRunner
+from pia.models.exact_cache import ExactCache
+from pia.models.exact_support import exact_sizes
 from pia.models.kv import SlabCache
-from pia.models.profile import capability_of, curve_of
+from pia.models.profile import capability_of, curve_of, exact_curve_of, exact_sizes_of
 from pia.models.runner import Runner, SlabRunner, StockRunner
 from pia.prediction import NO_PREDICTION, Prediction, prediction_ids
 from pia.recording import TraceRecorder, model_name, record_rows, recorded
@@ -106,6 +110,8 @@ class Lookahead:
         config = from_decoding_kwargs(self.config, decoding_kwargs)
         streamer = caller_argument("streamer")
         call = GenerateCall(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs)
+        if config is not None and config.exact and call.num_rows > 1:
+            raise UnsupportedOptionError(f"exact=True decodes one row at a time, and this call has {call.num_rows}")
         if config is None or call.num_rows > 1:
             reason = "use_lookahead is off" if config is None else f"a batch of {call.num_rows} rows"
             if config is not None and predicted_output_ids is not None:
@@ -195,6 +201,8 @@ class Lookahead:
 
     def _examine(self, call: GenerateCall, config: LookaheadConfig) -> tuple[Capability, CostCurve | None]:
         """What the model can verify in this call, and what that costs if it matters."""
+        if config.exact:
+            return self._examine_exactly(call, config)
         capability = capability_of(call.model, self_check=config.self_check and config.budget != 0)
         reason = call.plain_reason() if capability.can_verify_chains else None
         if reason is not None:
@@ -202,6 +210,14 @@ class Lookahead:
             capability = Capability(Mode.PLAIN, reason)
         needs_curve = config.budget == "auto" and capability.can_verify_chains
         return capability, curve_of(call.model, can_branch=capability.can_verify_trees) if needs_curve else None
+
+    def _examine_exactly(self, call: GenerateCall, config: LookaheadConfig) -> tuple[Capability, CostCurve | None]:
+        """The same with `exact=True`, or the refusal. Drafts or none, the answer is the same: so must be the bits."""
+        capability = capability_of(call.model, self_check=config.self_check)
+        sizes = exact_sizes(call.model, capability, call.plain_reason())
+        reason = f"exact: forwards of {', '.join(map(str, sizes))} tokens give the same bits"
+        capability = Capability(Mode.CHAIN, reason)
+        return capability, exact_curve_of(call.model) if config.budget == "auto" else None
 
     def _new_policy(self, model: Any, curve: CostCurve | None, config: LookaheadConfig) -> BudgetPolicy:
         """The budget of one request; an automatic one goes on from what earlier requests showed."""
@@ -301,6 +317,9 @@ def context_length(model: Any) -> int | None:
 def _new_runner(call: GenerateCall, capability: Capability, config: LookaheadConfig) -> Runner:
     if not capability.can_verify_chains:
         return StockRunner(call.model, call.config, call.model_kwargs)
+    if config.exact:
+        sizes = partial(exact_sizes_of, call.model)
+        return ExactRunner(call.model, sizes, prefill_chunk_size=call.config.prefill_chunk_size)
     largest_tree = config.max_budget if config.budget == "auto" else config.budget
     max_length = call.stopping_criteria.max_length
     return SlabRunner(
@@ -336,7 +355,7 @@ def _output(call: GenerateCall, decoding: Decoding) -> Any:
         sequences=sequences,
         scores=cast(Any, decoding.chooser.scores),
         logits=cast(Any, decoding.chooser.logits),
-        past_key_values=cache.as_dynamic() if isinstance(cache, SlabCache) else cache,
+        past_key_values=cache.as_dynamic() if isinstance(cache, (SlabCache, ExactCache)) else cache,
         stats=decoding.stats,
         kwargs=decoding.stats.kwargs,
     )

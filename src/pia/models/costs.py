@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from pia.drafting.budget import CostCurve
 from pia.drafting.tree import DraftTree
+from pia.models.exact import ExactRunner
 from pia.models.runner import SlabRunner
 
 _CONTEXT = 128
@@ -51,7 +53,23 @@ def measure_costs(model: Any, *, can_branch: bool = True) -> CostCurve:
     return CostCurve(sizes, list(best.values()))
 
 
-def _time_forward(runner: SlabRunner, q: int, context: int) -> float:
+def measure_exact_costs(model: Any, sizes: Sequence[int]) -> CostCurve:
+    """Times the forwards of exact decoding: any number of tokens costs what the next of these sizes costs."""
+    runners = {size: ExactRunner(model, lambda _, size=size: (size,)) for size in sizes}  # type: ignore[misc]
+    for runner in runners.values():
+        runner.prefill(torch.zeros((1, _CONTEXT), dtype=torch.long))
+    best = dict.fromkeys(sizes, float("inf"))
+    started = perf_counter()
+    for _ in range(_MAX_ROUNDS):
+        for size, runner in runners.items():
+            best[size] = min(best[size], _time_forward(runner, size, _CONTEXT))
+        if perf_counter() - started > _SECONDS:
+            break
+    steps = {q: best[size] for low, size in zip((0, *sizes), sizes, strict=False) for q in (low + 1, size)}
+    return CostCurve(list(steps), list(steps.values()))
+
+
+def _time_forward(runner: SlabRunner | ExactRunner, q: int, context: int) -> float:
     tree = _chain(q - 1)
     started = perf_counter()
     logits = runner.forward(0, tree)

@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
+
 from pia.drafting.budget import CostCurve
 from pia.models.capability import Capability, Mode, declared_capability
-from pia.models.costs import measure_costs
+from pia.models.costs import measure_costs, measure_exact_costs
+from pia.models.exact_check import interchangeable_sizes
 from pia.models.self_check import proved_capability
 
 _Answer = TypeVar("_Answer")
@@ -31,6 +34,26 @@ def capability_of(model: Any, *, self_check: bool) -> Capability:
 def curve_of(model: Any, *, can_branch: bool) -> CostCurve:
     """What forwards of a model cost, measured at first use."""
     return _remembered(model, ("curve", can_branch), lambda: _measure(model, can_branch))
+
+
+def exact_sizes_of(model: Any, bucket: int) -> tuple[int, ...]:
+    """Sizes of forwards that give the same bits for the positions of a bucket, found by trial at first use."""
+
+    def find() -> tuple[int, ...]:
+        with _evaluating(model):
+            return interchangeable_sizes(model, bucket)
+
+    return _remembered(model, ("exact sizes", bucket, torch.get_num_threads()), find)
+
+
+def exact_curve_of(model: Any) -> CostCurve:
+    """What forwards of exact decoding cost, measured at first use."""
+
+    def measure() -> CostCurve:
+        with _evaluating(model):
+            return measure_exact_costs(model, exact_sizes_of(model, 0))
+
+    return _remembered(model, ("exact curve", torch.get_num_threads()), measure)
 
 
 def _remembered(model: Any, question: tuple[Any, ...], find_out: Callable[[], _Answer]) -> _Answer:

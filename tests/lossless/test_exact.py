@@ -1,0 +1,206 @@
+"""With `exact=True` drafts change no bit: tokens and logits equal those of exact decoding without drafts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, MixtralConfig, MixtralForCausalLM
+
+import pia
+from pia.assets import demo_cache_path, demo_questions
+from pia.drafting.cache import DraftCache
+from pia.errors import UnsupportedOptionError
+from pia.models.exact_check import SIZES, interchangeable_sizes
+from pia.text import encode
+from toys import _ROTARY, FAMILIES, VOCAB, ToySource, prompts, tiny_model
+
+BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+DTYPES = sorted(BITS, key=str)
+NUM_NEW = 40
+
+
+def gemma3() -> torch.nn.Module:
+    """A tiny Gemma 3: every second layer sees a window of 8 only."""
+    torch.manual_seed(0)
+    layer_types = ["sliding_attention", "full_attention"]
+    config = Gemma3TextConfig(
+        **_ROTARY | {"num_hidden_layers": 2}, head_dim=8, sliding_window=8, layer_types=layer_types
+    )
+    return Gemma3ForCausalLM(config).eval()
+
+
+def generate(model, prompt, lookahead, **options):
+    options = {"max_new_tokens": NUM_NEW, "do_sample": False, **options}
+    return model.generate(
+        prompt, custom_generate=lookahead, return_dict_in_generate=True, output_logits=True, **options
+    )
+
+
+def logits_of(output) -> torch.Tensor:
+    """Raw logits, `[tokens, vocab]`, as bits."""
+    return torch.cat(output.logits).contiguous().view(torch.int32)
+
+
+def assert_same_bits(a, b) -> None:
+    assert torch.equal(a.sequences, b.sequences)
+    assert torch.equal(logits_of(a), logits_of(b))
+
+
+@pytest.fixture(scope="module")
+def questions(demo):
+    return [encode(demo[1], [{"role": "user", "content": q["question"]}]) for q in demo_questions(4)]
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def demo_in(demo, request):
+    """The embedded model in a dtype, for a while."""
+    model = demo[0]
+    yield model.to(request.param)
+    model.to(torch.float32)
+
+
+def test_drafts_change_no_bit_of_the_demo_model(demo_in, questions):
+    plain, accepted, rejected = pia.Lookahead(exact=True, budget=0), 0, 0
+    drafted = [
+        pia.Lookahead(DraftCache.load(demo_cache_path()), exact=True, **options) for options in ({"budget": 12}, {})
+    ]
+    for prompt in questions:
+        expected = generate(demo_in, prompt, plain)
+        for lookahead in drafted:
+            out = generate(demo_in, prompt, lookahead)
+            assert_same_bits(out, expected)
+            accepted += out.stats.num_accepted
+            rejected += out.stats.num_drafted - out.stats.num_accepted
+    assert accepted > 20
+    assert rejected > 20
+
+
+def test_without_exact_drafts_change_bits(demo, questions):
+    """What the other tests would see if exact decoding were ordinary decoding."""
+    model = demo[0].to(torch.bfloat16)
+    try:
+        lookahead = pia.Lookahead(DraftCache.load(demo_cache_path()), budget=12)
+        expected = generate(model, questions[0], pia.Lookahead(budget=0))
+        out = generate(model, questions[0], lookahead)
+    finally:
+        model.to(torch.float32)
+    num_same = int((out.sequences == expected.sequences).long().cumprod(1).sum()) - questions[0].shape[1]
+    assert not torch.equal(logits_of(out)[:num_same], logits_of(expected)[:num_same])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", [*sorted(FAMILIES), "gemma3"])
+def test_drafts_change_no_bit_of_any_family(name, dtype):
+    model = (gemma3() if name == "gemma3" else tiny_model(name)).to(dtype)
+    plain, num_accepted, num_drafted = pia.Lookahead(exact=True, budget=0), 0, 0
+    for number, prompt in enumerate(prompts(4, seed=8)):
+        expected = generate(model, prompt, plain)
+        source = ToySource(expected.sequences[0].tolist(), 0.8, width=1, depth=9, seed=number)
+        out = generate(model, prompt, pia.Lookahead(source, exact=True, budget=9))
+        assert_same_bits(out, expected)
+        num_accepted += out.stats.num_accepted
+        num_drafted += out.stats.num_drafted
+    assert 20 < num_accepted < num_drafted - 20
+
+
+@pytest.mark.parametrize("length", [240, 255, 256, 257])
+def test_drafts_across_the_border_of_a_bucket(length):
+    model = tiny_model("llama").to(torch.bfloat16)
+    prompt = prompts(1, seed=1)[0].repeat(1, 256)[:, :length]
+    expected = generate(model, prompt, pia.Lookahead(exact=True, budget=0))
+    for agreement in (0.5, 0.9):
+        source = ToySource(expected.sequences[0].tolist(), agreement, width=1, depth=80, seed=length)
+        out = generate(model, prompt, pia.Lookahead(source, exact=True, budget=80, max_depth=80))
+        assert_same_bits(out, expected)
+        assert out.stats.num_accepted > 5
+
+
+def test_text_fills_the_context():
+    model = tiny_model("gpt2").to(torch.bfloat16)
+    prompt = torch.full((1, 480), 5)
+    options = {"max_new_tokens": 32, "eos_token_id": None}  # 512 positions in all
+    expected = generate(model, prompt, pia.Lookahead(exact=True, budget=0), **options)
+    source = ToySource(expected.sequences[0].tolist(), 1.0, width=1, depth=20)
+    out = generate(model, prompt, pia.Lookahead(source, exact=True, budget=20), **options)
+    assert_same_bits(out, expected)
+    assert out.stats.edl > 5
+
+
+@pytest.mark.parametrize("options", [{"repetition_penalty": 1.3}, {"do_sample": True, "top_k": 20}], ids=str)
+def test_processors_and_sampling(demo_in, questions, options):
+    outputs = []
+    for lookahead in (
+        pia.Lookahead(exact=True, budget=0),
+        pia.Lookahead(DraftCache.load(demo_cache_path()), exact=True, budget=7),
+    ):
+        torch.manual_seed(3)
+        outputs.append(generate(demo_in, questions[1], lookahead, **options))
+    assert_same_bits(*outputs)
+    assert outputs[1].stats.num_accepted > 0
+
+
+def test_padding_changes_no_bit(llama):
+    prompt = prompts(1, seed=9)[0]
+    padded = torch.cat([torch.zeros((1, 5), dtype=torch.long), prompt], dim=1)
+    mask = (torch.arange(padded.shape[1]) >= 5).long()[None]
+    lookahead = pia.Lookahead(exact=True, budget=8)
+    alone, out = generate(llama, prompt, lookahead), generate(llama, padded, lookahead, attention_mask=mask)
+    assert torch.equal(logits_of(alone), logits_of(out))
+
+
+class _Uneven(torch.nn.Linear):
+    """A head that rounds its last row in another way when there are more than 16 rows."""
+
+    def forward(self, states):
+        logits = super().forward(states)
+        if states.shape[1] > 16:
+            logits[:, -1] = logits[:, -1].nextafter(torch.tensor(torch.inf))
+        return logits
+
+
+class _RowByRow(torch.nn.Linear):
+    """A head that rounds every row as its index says."""
+
+    def forward(self, states):
+        logits = super().forward(states)
+        return logits * (1 + 1e-3 * torch.arange(logits.shape[1])[:, None])
+
+
+def with_head(kind: type[torch.nn.Linear]) -> torch.nn.Module:
+    model = tiny_model("llama")
+    model.lm_head.__class__ = kind
+    return model
+
+
+def test_sizes_that_round_differently_are_not_fed():
+    assert interchangeable_sizes(tiny_model("llama"), 0) == SIZES
+    assert interchangeable_sizes(with_head(_Uneven), 0) == tuple(size for size in SIZES if size <= 16)
+    assert interchangeable_sizes(with_head(_RowByRow), 0) == (1,)
+
+
+def test_refusals(llama):
+    prompt = prompts(1)[0]
+    lookahead = pia.Lookahead(exact=True)
+    experts = MixtralForCausalLM(MixtralConfig(**_ROTARY, num_local_experts=4)).eval()
+    with pytest.raises(UnsupportedOptionError, match="mixture of experts"):
+        generate(experts, prompt, lookahead)
+    with pytest.raises(UnsupportedOptionError, match="round differently by its size"):
+        generate(with_head(_RowByRow), prompt, lookahead)
+    with pytest.raises(UnsupportedOptionError, match="one row at a time"):
+        generate(llama, prompt.repeat(2, 1), lookahead)
+    with pytest.raises(UnsupportedOptionError, match="use_cache"):
+        generate(llama, prompt, lookahead, use_cache=False)
+    quantised = tiny_model("llama")
+    quantised.is_quantized = True
+    with pytest.raises(UnsupportedOptionError, match="quantised"):
+        generate(quantised, prompt, lookahead)
+    with pytest.raises(UnsupportedOptionError, match="exact must be"):
+        pia.Lookahead(exact="yes")
+
+
+def test_the_tiny_models_say_many_things():
+    """The tiny models do not just repeat one token, or the equalities above would prove little."""
+    lookahead = pia.Lookahead(exact=True, budget=0)
+    model = tiny_model("llama").to(torch.bfloat16)
+    seen = {t for p in prompts(6) for t in generate(model, p, lookahead).sequences[0, p.shape[1] :].tolist()}
+    assert len(seen) > VOCAB // 4
