@@ -10,13 +10,14 @@ import pia
 from pia.assets import demo_cache_path, demo_questions
 from pia.drafting.cache import DraftCache
 from pia.errors import UnsupportedOptionError
-from pia.models.exact_check import SIZES, interchangeable_sizes
+from pia.models.exact_check import interchangeable_sizes
+from pia.models.exact_probe import Probe, Recorder
 from pia.text import encode
 from toys import _ROTARY, FAMILIES, VOCAB, ToySource, prompts, tiny_model
 
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 DTYPES = sorted(BITS, key=str)
-NUM_NEW = 40
+NUM_NEW = 32
 
 
 def gemma3() -> torch.nn.Module:
@@ -48,7 +49,7 @@ def assert_same_bits(a, b) -> None:
 
 @pytest.fixture(scope="module")
 def questions(demo):
-    return [encode(demo[1], [{"role": "user", "content": q["question"]}]) for q in demo_questions(4)]
+    return [encode(demo[1], [{"role": "user", "content": q["question"]}]) for q in demo_questions(2)]
 
 
 @pytest.fixture(params=DTYPES, ids=str)
@@ -71,8 +72,8 @@ def test_drafts_change_no_bit_of_the_demo_model(demo_in, questions):
             assert_same_bits(out, expected)
             accepted += out.stats.num_accepted
             rejected += out.stats.num_drafted - out.stats.num_accepted
-    assert accepted > 20
-    assert rejected > 20
+    assert accepted > 15
+    assert rejected > 15
 
 
 def test_without_exact_drafts_change_bits(demo, questions):
@@ -93,14 +94,14 @@ def test_without_exact_drafts_change_bits(demo, questions):
 def test_drafts_change_no_bit_of_any_family(name, dtype):
     model = (gemma3() if name == "gemma3" else tiny_model(name)).to(dtype)
     plain, num_accepted, num_drafted = pia.Lookahead(exact=True, budget=0), 0, 0
-    for number, prompt in enumerate(prompts(4, seed=8)):
+    for number, prompt in enumerate(prompts(3, seed=8)):
         expected = generate(model, prompt, plain)
         source = ToySource(expected.sequences[0].tolist(), 0.8, width=1, depth=9, seed=number)
         out = generate(model, prompt, pia.Lookahead(source, exact=True, budget=9))
         assert_same_bits(out, expected)
         num_accepted += out.stats.num_accepted
         num_drafted += out.stats.num_drafted
-    assert 20 < num_accepted < num_drafted - 20
+    assert 15 < num_accepted < num_drafted - 15
 
 
 @pytest.mark.parametrize("length", [240, 255, 256, 257])
@@ -127,6 +128,7 @@ def test_text_fills_the_context():
 
 
 @pytest.mark.parametrize("options", [{"repetition_penalty": 1.3}, {"do_sample": True, "top_k": 20}], ids=str)
+@pytest.mark.parametrize("demo_in", [torch.bfloat16], ids=str, indirect=True)
 def test_processors_and_sampling(demo_in, questions, options):
     outputs = []
     for lookahead in (
@@ -173,9 +175,27 @@ def with_head(kind: type[torch.nn.Linear]) -> torch.nn.Module:
 
 
 def test_sizes_that_round_differently_are_not_fed():
-    assert interchangeable_sizes(tiny_model("llama"), 0) == SIZES
-    assert interchangeable_sizes(with_head(_Uneven), 0) == tuple(size for size in SIZES if size <= 16)
+    sizes = interchangeable_sizes(tiny_model("llama"), 0)
+    assert max(sizes) > 16
+    assert interchangeable_sizes(with_head(_Uneven), 0) == tuple(size for size in sizes if size <= 16)
     assert interchangeable_sizes(with_head(_RowByRow), 0) == (1,)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_probes_see_the_order_of_additions(dtype):
+    """Another order of the same sum shows in most results of a probe, and in few of ordinary products."""
+    given = [torch.randn(shape).to(dtype) for shape in ((8, 256), (256, 64))]
+    with Recorder() as recorder:
+        torch.mm(*given)
+    probe = Probe({8: recorder.calls[0]}, 0, num_rows=8)
+    rows, columns = (factor.to(dtype) for factor in probe._cancelling(256, 8, 64))
+    assert not (rows.double() @ columns.double().T).any()
+    order = torch.randperm(256)
+
+    def share_changed(left, right):
+        return (torch.mm(left, right) != torch.mm(left[:, order], right[order])).double().mean()
+
+    assert share_changed(rows, columns.T) > 0.5 > 0.1 > share_changed(*given)
 
 
 def test_refusals(llama):

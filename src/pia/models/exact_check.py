@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from pia.models.exact_cache import BUCKET, LARGEST, ExactCache, slots_of
+from pia.models.exact_probe import Call, Probe, Recorder, UnknownShapeError, probes
 
-SIZES = (4, 8, 16, 32, LARGEST)
+SIZES = (1, 2, 4, 8, 16, 32, LARGEST)
 """Numbers of tokens a forward may carry."""
 _REFERENCES = (8, 16, 4, 32, LARGEST)
 """Sizes that the others are compared with, the first that agrees with itself."""
@@ -88,16 +89,36 @@ def interchangeable_sizes(model: Any, bucket: int) -> tuple[int, ...]:
     `(1,)` where no other can be used: tokens that are fed one by one have no neighbours and one row.
     """
     trial = _Trial(model, bucket)
+    calls = {size: _calls(trial, size) for size in SIZES}
     for reference in _REFERENCES:
         expected = trial.feed(reference, 0, _LENGTH // reference)
-        if _agrees(trial, reference, expected):
-            return tuple(size for size in SIZES if size == reference or _agrees(trial, size, expected))
+        if _agrees(trial, reference, expected) and _adds_up_alike(calls, reference, reference):
+            agreeing = (size for size in SIZES if size == reference or _agrees(trial, size, expected))
+            return tuple(size for size in agreeing if size == reference or _adds_up_alike(calls, size, reference))
     return (1,)
 
 
-def _agrees(trial: _Trial, size: int, expected: Sequence[torch.Tensor]) -> bool:
-    """Whether forwards of this size, begun at another token, give the expected bits."""
-    found = trial.feed(size, _SHIFT, max(1, 8 // size))
+def _calls(trial: _Trial, size: int) -> list[Call]:
+    """The operations of a forward."""
+    recorder = Recorder()
+    with recorder:
+        trial.feed(size, 0, 1)
+    return recorder.calls
+
+
+def _adds_up_alike(calls: dict[int, list[Call]], size: int, reference: int) -> bool:
+    """Whether every operation of a forward gives the reference's bits, at sizes where each bit shows."""
+    other = LARGEST if reference != LARGEST else SIZES[-2]  # so that tokens can be told from the rest of a shape
+    try:
+        found = probes({chosen: calls[chosen] for chosen in (reference, other, size)}, _LENGTH)
+        return all(_agrees(probe, size, probe.feed(reference, 0, _LENGTH // reference)) for probe in found)
+    except UnknownShapeError:
+        return False
+
+
+def _agrees(witness: _Trial | Probe, size: int, expected: Sequence[torch.Tensor]) -> bool:
+    """Whether rows have the expected bits when they are fed in forwards of another size, begun at another row."""
+    found = witness.feed(size, _SHIFT, max(1, 8 // size))
     return all(_same_bits(new, known[_SHIFT:]) for new, known in zip(found, expected, strict=True))
 
 
