@@ -153,12 +153,14 @@ def show(console: Console, dtype: str, pairs: Sequence[Difference], timed: dict[
         share = f"{pair.flipped} ({100 * pair.flipped / pair.num_tokens:.2f} %)"
         bits = f"{100 * pair.other_bits / pair.num_tokens:.1f} %"
         table.add_row(pair.one, pair.other, str(pair.num_tokens), share, bits, f"{pair.largest:.2g}")
-    console.print(table)
+    if pairs:
+        console.print(table)
     table = Table("", "tokens/s", "against plain", "tokens a forward", "drafted a forward", "same answers", title=dtype)
     for name, row in timed.items():
         same = f"{row['same']} as {row['same_as']}"
         table.add_row(name, str(row["tokens_per_s"]), str(row["over_plain"]), str(row["edl"]), str(row["nodes"]), same)
-    console.print(table)
+    if timed:
+        console.print(table)
 
 
 def main() -> int:
@@ -166,21 +168,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--questions", type=int, default=30)
-    parser.add_argument("--timed", type=int, default=12, help="of these so many are timed")
+    parser.add_argument("--questions", type=int, default=32, help="answers compared; 0 compares none")
+    parser.add_argument("--timed", type=int, default=12, help="answers timed")
     parser.add_argument("--tokens", type=int, default=160, help="most tokens of an answer")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="of timing; 0 times none")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtypes", default="float32,bfloat16,float16")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model, tokenizer = load_demo()
-    asked = demo_questions(args.questions)
+    asked = demo_questions(max(args.questions, args.timed))
     prompts = [encode(tokenizer, [{"role": "user", "content": question["question"]}]) for question in asked]
     figures: dict[str, Any] = {}
     for dtype in args.dtypes.split(","):
         model.to(getattr(torch, dtype))
-        pairs = list(differences(model, prompts, args.tokens))
+        pairs = list(differences(model, prompts[: args.questions], args.tokens)) if args.questions else []
         timed = speeds(model, prompts[: args.timed], args.tokens, args.rounds) if args.rounds else {}
         show(Console(), dtype, pairs, timed)
         figures[dtype] = {"differences": [asdict(pair) for pair in pairs], "speeds": timed}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, MixtralConfig, MixtralForCausalLM
@@ -9,9 +12,12 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, MixtralConfig, Mix
 import pia
 from pia.assets import demo_cache_path, demo_questions
 from pia.drafting.cache import DraftCache
+from pia.drafting.tree import DraftTree
 from pia.errors import UnsupportedOptionError
+from pia.models.exact import ExactRows, ExactRunner
 from pia.models.exact_check import interchangeable_sizes
 from pia.models.exact_probe import Probe, Recorder
+from pia.models.profile import exact_sizes_of
 from pia.text import encode
 from toys import _ROTARY, FAMILIES, VOCAB, ToySource, prompts, tiny_model
 
@@ -148,6 +154,34 @@ def test_padding_changes_no_bit(llama):
     lookahead = pia.Lookahead(exact=True, budget=8)
     alone, out = generate(llama, prompt, lookahead), generate(llama, padded, lookahead, attention_mask=mask)
     assert torch.equal(logits_of(alone), logits_of(out))
+
+
+def test_rows_of_a_batch_have_the_bits_they_have_alone(llama):
+    model = llama.to(torch.bfloat16)
+    try:
+        new_runner = partial(ExactRunner, model, partial(exact_sizes_of, model))
+        texts = [torch.randint(3, VOCAB, (1, length)) for length in (3, 40, 17)]
+        chains = [chain_of([5, 6, 7]), chain_of([]), chain_of([9] * 6)]
+        batch = ExactRows(new_runner)
+        together = [batch.prefill(texts), *batch.forward([4, 5, 6], chains)]
+        batch.keep([[0, 1], [0], [0]])
+        batch.retire(0)
+        together += batch.forward([8, 9], chains[1:])
+        alone = [new_runner() for _ in texts]
+        expected = [torch.cat([runner.prefill(ids) for runner, ids in zip(alone, texts, strict=True)])]
+        expected += [r.forward(t, c) for r, t, c in zip(alone, [4, 5, 6], chains, strict=True)]
+        for runner in alone[1:]:
+            runner.keep([0])
+        expected += [r.forward(t, c) for r, t, c in zip(alone[1:], [8, 9], chains[1:], strict=True)]
+    finally:
+        llama.to(torch.float32)
+    assert len(together) == 6
+    assert all(torch.equal(a.view(torch.int16), b.view(torch.int16)) for a, b in zip(together, expected, strict=True))
+
+
+def chain_of(token_ids: list[int]) -> DraftTree:
+    ids, n = np.array(token_ids, np.int32), len(token_ids)
+    return DraftTree(ids, np.arange(-1, n - 1, dtype=np.int32), np.ones(n, np.float32), np.zeros(n, np.uint8))
 
 
 class _Uneven(torch.nn.Linear):

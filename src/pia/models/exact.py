@@ -93,3 +93,37 @@ class ExactRunner:
         )
         logits: torch.Tensor = output.logits[0]
         return logits
+
+
+class ExactRows:
+    """Several requests, each with forwards of its own: a row's bits are those that it has alone.
+
+    Args:
+        new_runner: makes the runner of one row.
+    """
+
+    can_draft = True
+    can_branch = False
+
+    def __init__(self, new_runner: Callable[[], ExactRunner]) -> None:
+        self._new_runner = new_runner
+        self.runners: list[ExactRunner] = []
+
+    def prefill(self, prompts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Feeds prompts `[1, length]`; returns the logits after their last tokens, `[rows, vocab]`."""
+        self.runners = [self._new_runner() for _ in prompts]
+        return torch.cat([runner.prefill(ids) for runner, ids in zip(self.runners, prompts, strict=True)])
+
+    def forward(self, token_ids: Sequence[int], trees: Sequence[DraftTree]) -> list[torch.Tensor]:
+        """Feeds each row its last accepted token and its chain; returns logits `[1 + nodes, vocab]` by row."""
+        rows = zip(self.runners, token_ids, trees, strict=True)
+        return [runner.forward(token_id, tree) for runner, token_id, tree in rows]
+
+    def keep(self, rows: Sequence[Sequence[int]]) -> None:
+        """Keeps, of each row, these rows of its last forward."""
+        for runner, kept in zip(self.runners, rows, strict=True):
+            runner.keep(kept)
+
+    def retire(self, row: int) -> None:
+        """Forgets a row; those behind it move up."""
+        del self.runners[row]
