@@ -15,6 +15,7 @@ from pia.drafting.cache import DraftCache
 from pia.drafting.tree import DraftTree
 from pia.errors import UnsupportedOptionError
 from pia.models.exact import ExactRows, ExactRunner
+from pia.models.exact_cache import ExactCache
 from pia.models.exact_check import interchangeable_sizes
 from pia.models.exact_probe import Probe, Recorder
 from pia.models.profile import exact_sizes_of
@@ -200,6 +201,19 @@ class _RowByRow(torch.nn.Linear):
     def forward(self, states):
         logits = super().forward(states)
         return logits * (1 + 1e-3 * torch.arange(logits.shape[1])[:, None])
+
+
+class _Forgetful(ExactCache):
+    """Says that less is in it than there is, so that the model makes a wrong mask."""
+
+    def get_seq_length(self, layer_idx=0):
+        return max(0, super().get_seq_length(layer_idx) - 5)
+
+
+def test_equal_bits_of_a_wrong_forward_are_refused(monkeypatch):
+    monkeypatch.setattr("pia.models.exact.ExactCache", _Forgetful)
+    with pytest.raises(UnsupportedOptionError, match="off by"):
+        generate(tiny_model("llama"), prompts(1)[0], pia.Lookahead(exact=True))
 
 
 def with_head(kind: type[torch.nn.Linear]) -> torch.nn.Module:

@@ -56,13 +56,15 @@ def measure_costs(model: Any, *, can_branch: bool = True) -> CostCurve:
 def measure_exact_costs(model: Any, sizes: Sequence[int]) -> CostCurve:
     """Times the forwards of exact decoding: any number of tokens costs what the next of these sizes costs."""
     runners = {size: ExactRunner(model, lambda _, size=size: (size,)) for size in sizes}  # type: ignore[misc]
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 20
+    context = max(1, min(_CONTEXT, limit - sizes[-1]))
     for runner in runners.values():
-        runner.prefill(torch.zeros((1, _CONTEXT), dtype=torch.long))
+        runner.prefill(torch.zeros((1, context), dtype=torch.long))
     best = dict.fromkeys(sizes, float("inf"))
     started = perf_counter()
     for _ in range(_MAX_ROUNDS):
         for size, runner in runners.items():
-            best[size] = min(best[size], _time_forward(runner, size, _CONTEXT))
+            best[size] = min(best[size], _time_forward(runner, size, context))
         if perf_counter() - started > _SECONDS:
             break
     steps = {q: best[size] for low, size in zip((0, *sizes), sizes, strict=False) for q in (low + 1, size)}

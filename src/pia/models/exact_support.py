@@ -8,10 +8,13 @@ import torch
 
 from pia.errors import UnsupportedOptionError
 from pia.models.capability import Capability
-from pia.models.profile import exact_sizes_of
+from pia.models.profile import exact_error_of, exact_sizes_of
 
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
+_TOLERANCE_16_BIT = 3e-2
+_NOISE_FACTOR = 4.0
+"""As for the check of trees (`self_check`)."""
 _NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_WAY_OUT = "leave exact out (drafted output then equals plain output up to rounding; in float32 that is the same text)"
 
 
 def exact_sizes(model: Any, capability: Capability, plain_reason: str | None) -> tuple[int, ...]:
@@ -27,16 +30,24 @@ def exact_sizes(model: Any, capability: Capability, plain_reason: str | None) ->
     """
     reason = plain_reason or _reason(model, capability)
     if reason is not None:
-        raise UnsupportedOptionError(f"exact=True cannot be had: {reason}; {_WAY_OUT}")
+        raise _refusal(reason)
     try:
-        sizes = exact_sizes_of(model, 0)
-    except Exception as refusal:  # a model may refuse fixed shapes in any way it likes
-        reason = f"{type(model).__name__} takes no KV cache of fixed size ({type(refusal).__name__}: {refusal})"
-        raise UnsupportedOptionError(f"exact=True cannot be had: {reason[:300]}; {_WAY_OUT}") from refusal
+        sizes, (error, noise) = exact_sizes_of(model, 0), exact_error_of(model)
+    except Exception as failure:  # a model may refuse fixed shapes in any way it likes
+        what = f"{type(failure).__name__}: {str(failure)[:120]}"
+        raise _refusal(f"{type(model).__name__} takes no KV cache of fixed size ({what})") from failure
+    if not error <= max(_TOLERANCE.get(model.dtype, _TOLERANCE_16_BIT), _NOISE_FACTOR * noise):  # NaN is wrong as well
+        raise _refusal(f"with a KV cache of fixed size its logits are off by {error:.1e} (ordinarily: {noise:.1e})")
     if len(sizes) < 2:
-        reason = "on this machine the rows of a forward round differently by its size"
-        raise UnsupportedOptionError(f"exact=True cannot be had: {reason}; {_WAY_OUT}")
+        raise _refusal("on this machine the rows of a forward round differently by its size")
     return sizes
+
+
+def _refusal(reason: str) -> UnsupportedOptionError:
+    return UnsupportedOptionError(
+        f"exact=True cannot be had: {reason}; leave exact out (drafted output then equals plain output up to rounding; "
+        "in float32 that is the same text)"
+    )
 
 
 def _reason(model: Any, capability: Capability) -> str | None:

@@ -15,6 +15,7 @@ from pia.drafting.budget import CostCurve
 from pia.models.capability import Capability, Mode, declared_capability
 from pia.models.costs import measure_costs, measure_exact_costs
 from pia.models.exact_check import interchangeable_sizes
+from pia.models.exact_sense import distance_from_text
 from pia.models.self_check import proved_capability
 
 _Answer = TypeVar("_Answer")
@@ -44,6 +45,16 @@ def exact_sizes_of(model: Any, bucket: int) -> tuple[int, ...]:
             return interchangeable_sizes(model, bucket)
 
     return _remembered(model, ("exact sizes", bucket, torch.get_num_threads()), find)
+
+
+def exact_error_of(model: Any) -> tuple[float, float]:
+    """How far exact decoding is from a forward without a cache, and how far ordinary decoding is, found by trial."""
+
+    def find() -> tuple[float, float]:
+        with _evaluating(model):
+            return distance_from_text(model)
+
+    return _remembered(model, ("exact error", torch.get_num_threads()), find)
 
 
 def exact_curve_of(model: Any) -> CostCurve:
