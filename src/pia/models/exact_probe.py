@@ -59,9 +59,11 @@ class Layout:
 
     def filled(self, values: torch.Tensor) -> torch.Tensor:
         """A tensor of this layout; `values` are broadcast."""
-        size = 1 + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))
-        tensor = torch.zeros(size, dtype=self.dtype).as_strided(self.shape, self.stride)
-        return tensor if 0 in self.stride else tensor.copy_(values)
+        extents = [n if step else 1 for n, step in zip(self.shape, self.stride, strict=True)]
+        size = 1 + sum((n - 1) * step for n, step in zip(extents, self.stride, strict=True))
+        tensor = torch.zeros(size, dtype=self.dtype).as_strided(extents, self.stride)
+        tensor.copy_(values.expand(self.shape)[tuple(slice(n) for n in extents)])
+        return tensor.expand(self.shape)
 
 
 @dataclass(frozen=True)
