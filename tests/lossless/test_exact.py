@@ -17,7 +17,7 @@ from pia.errors import UnsupportedOptionError
 from pia.models.exact import ExactRows, ExactRunner
 from pia.models.exact_cache import ExactCache
 from pia.models.exact_check import interchangeable_sizes
-from pia.models.exact_probe import Probe, Recorder
+from pia.models.exact_probe import Layout, Probe, Recorder
 from pia.models.profile import exact_sizes_of
 from pia.text import encode
 from toys import _ROTARY, FAMILIES, VOCAB, ToySource, prompts, tiny_model
@@ -239,6 +239,14 @@ def test_a_batch_generates_the_bits_of_its_rows_alone(llama):
             assert torch.equal(ours, logits_of(alone))
     finally:
         llama.to(torch.float32)
+
+
+def test_probes_of_broadcast_arguments_are_not_empty():
+    """Keys that heads share have a stride of zero."""
+    shared = torch.randn(1, 1, 5, 8).expand(1, 4, 5, 8)
+    filled = Layout.of(shared).filled(torch.ones(5, 8))
+    assert filled.stride() == shared.stride()
+    assert filled.min() == 1
 
 
 def with_head(kind: type[torch.nn.Linear]) -> torch.nn.Module:
