@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from convert_support import CONFIGS, original_state, write_original
-from convert_tokenizers import write_sentencepiece
+from convert_tokenizers import write_sentencepiece, write_tiktoken
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -383,6 +383,15 @@ def test_a_tokenizer_that_is_stock_already_comes_along(tmp_path):
     cut(tmp_path / "src" / "tokenizer.json")
     with pytest.raises(ConversionError, match=r"tokenizer.json is damaged"):
         convert(tmp_path / "src", tmp_path / "new")
+
+
+def test_a_tokenizer_larger_than_the_model_is_told(tmp_path):
+    write_original(tmp_path / "src", "chatglm2")
+    write_tiktoken(tmp_path / "src")
+    assert convert(tmp_path / "src", tmp_path / "other").notes == ["the original has no tokenizer, so there is none"]
+    write_original(tmp_path / "qwen", "qwen")
+    write_tiktoken(tmp_path / "qwen", 400)
+    assert any("608 tokens" in note and "512" in note for note in convert(tmp_path / "qwen", tmp_path / "dst").notes)
 
 
 def run_pia(capsys, *args):

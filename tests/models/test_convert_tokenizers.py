@@ -175,6 +175,13 @@ def test_chatglm3_has_roles(tmp_path):
     assert base.chat_template is None and base.convert_tokens_to_ids("<|user|>") == first + 6
 
 
+def test_role_tokens_that_are_not_there(tmp_path):
+    write_sentencepiece(tmp_path, "baichuan")
+    write_json(tmp_path / "generation_config.json", user_token_id=195, assistant_token_id=10**6)
+    with pytest.raises(ConversionError, match=r"1000000 shall be a special token, but there are only 4"):
+        converted_tokenizer("baichuan2", tmp_path)
+
+
 @pytest.mark.parametrize("damage", ["cut", "text", "empty"])
 def test_damaged_models(tmp_path, damage):
     write_sentencepiece(tmp_path, "llama")

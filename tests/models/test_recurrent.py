@@ -16,7 +16,8 @@ from pia.models.capability import Mode, declared_capability
 from pia.models.recurrent import RecurrentRunner
 from pia.models.self_check import proved_capability
 from pia.models.snapshot import StateSnapshot
-from toys import VOCAB, ToySource, prompts
+from pia.models.twin import verifying_twin
+from toys import VOCAB, ToySource, prompts, tiny_model
 
 KNOWN = [pytest.param(row, id=row.name) for row in ROWS if row.is_known]
 CHAINS = [param for param in KNOWN if param.values[0].mode == "chain"]
@@ -171,3 +172,45 @@ def test_model_of_somebody_elses_is_not_trusted():
     torch.manual_seed(0)
     capability = declared_capability(Mine(BY_NAME["mamba2"].build().config))
     assert capability.mode == Mode.PLAIN and "Transformers' own" in capability.reason
+
+
+@pytest.mark.parametrize("name", ["zamba2", "nemotron_h"])
+def test_clamped_steps_need_the_twin(name, monkeypatch):
+    model = BY_NAME[name].build()
+    declared = declared_capability(model)
+    assert proved_capability(model, declared).mode == Mode.CHAIN
+    monkeypatch.setattr("pia.models.recurrent.verifying_twin", lambda model: model)
+    assert proved_capability(model, declared).mode == Mode.PLAIN
+    model.forward = model.forward  # wrapped, as offloading does: a copy would call the original
+    wrapped = declared_capability(model)
+    assert wrapped.mode == Mode.PLAIN and "wrapped" in wrapped.reason
+
+
+def test_twin_shares_weights_and_changes_nothing():
+    model = BY_NAME["bamba"].build()
+    for layer in model.model.layers:
+        if hasattr(layer, "mamba"):
+            layer.mamba.chunk_size = 64
+    twin = verifying_twin(model)
+    ours, theirs = dict(model.named_parameters()), dict(twin.named_parameters())
+    assert ours.keys() == theirs.keys() and all(ours[name] is theirs[name] for name in ours)
+    assert twin.model.layers[0].mamba.chunk_size == 16 and model.model.layers[0].mamba.chunk_size == 64
+    assert twin.model.layers[1] is model.model.layers[1] and twin.lm_head is model.lm_head
+    model.model.layers[0].mamba.in_proj = replaced = torch.nn.Linear(1, 1)
+    assert twin.model.layers[0].mamba.in_proj is replaced
+    llama = tiny_model("llama")
+    assert verifying_twin(llama) is llama
+
+
+@pytest.mark.parametrize("name", ["lfm2", "qwen3_next"])
+def test_automatic_budget_changes_nothing(name):
+    model = BY_NAME[name].build()
+    num_accepted = 0
+    lookahead = pia.Lookahead(max_budget=12)
+    for number, prompt in enumerate(prompts(3, seed=6)):
+        expected = generate(model, prompt, max_new_tokens=40)
+        lookahead.cache = ToySource(expected[0].tolist(), 0.95, width=1, depth=10, seed=number)
+        assert torch.equal(generate(model, prompt, max_new_tokens=40, custom_generate=lookahead), expected)
+        num_accepted += lookahead.last_stats.num_accepted
+        assert "measured cost" in lookahead.last_stats.reason
+    assert num_accepted > 0

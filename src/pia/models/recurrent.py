@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicCache
 from pia.drafting.tree import DraftTree
 from pia.models.placement import input_device
 from pia.models.snapshot import StateSnapshot
+from pia.models.twin import verifying_twin
 
 _CACHE_ARGUMENTS = ("past_key_values", "cache_params", "state")
 
@@ -38,6 +39,7 @@ class RecurrentRunner:
 
     def __init__(self, model: Any, *, prefill_chunk_size: int | None = None) -> None:
         self.model = model
+        self._verifier = verifying_twin(model)  # made for each request: modules may be replaced between them
         self.device = input_device(model)
         self._chunk_size = prefill_chunk_size
         name = cache_argument(model)
@@ -61,7 +63,7 @@ class RecurrentRunner:
     def cache(self) -> Any:
         """The model's state after all tokens kept. Tokens still to be replayed are fed now."""
         if self._pending:
-            self._feed(self._pending, 1)
+            self._continue(self._pending, 1)
             self._pending = []
         return self._cache
 
@@ -70,7 +72,7 @@ class RecurrentRunner:
         """Feeds the only prompt, `[length]`; returns the logits after its last token, `[1, vocab]`."""
         (prompt,) = prompts
         for ids in torch.split(prompt, self._chunk_size or len(prompt)):
-            logits = self._feed(ids.tolist(), 1)
+            logits = self._feed(self.model, ids.tolist(), 1)
         return logits
 
     @torch.no_grad()
@@ -84,7 +86,7 @@ class RecurrentRunner:
         if len(tree):
             self._snapshot.take(self._cache)
         self._fed = [*self._pending, *token_ids, *tree.token_ids.tolist()]
-        return self._feed(self._fed, 1 + len(tree))[None]
+        return self._continue(self._fed, 1 + len(tree))[None]
 
     def keep(self, kept: Sequence[Sequence[int]]) -> None:
         """Keeps the first tokens of the last forward, as many as are named."""
@@ -105,7 +107,12 @@ class RecurrentRunner:
         self.keep([[]])
         self._pending = []
 
-    def _feed(self, token_ids: list[int], num_logits: int) -> torch.Tensor:
+    @torch.no_grad()
+    def _continue(self, token_ids: list[int], num_logits: int) -> torch.Tensor:
+        """Feeds tokens that plain decoding would feed one by one."""
+        return self._feed(self._verifier if len(token_ids) > 1 else self.model, token_ids, num_logits)
+
+    def _feed(self, model: Any, token_ids: list[int], num_logits: int) -> torch.Tensor:
         """One forward; returns the logits of the last `num_logits` tokens, `[num_logits, vocab]`."""
         size = len(token_ids)
         inputs: dict[str, Any] = {self._cache_name: self._cache, "use_cache": True, "return_dict": True}
@@ -113,7 +120,7 @@ class RecurrentRunner:
             inputs["position_ids"] = torch.arange(self._length, self._length + size, device=self.device)[None]
         if self._can_skip_logits and num_logits < size:
             inputs["logits_to_keep"] = num_logits
-        output = self.model(input_ids=torch.tensor([token_ids], device=self.device), **inputs)
+        output = model(input_ids=torch.tensor([token_ids], device=self.device), **inputs)
         self._cache = getattr(output, self._cache_name)
         self._length += size
         if self.device.type == "cuda":  # so that the statistics show where the time goes

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
+
+from pia.models.twin import can_have_twin, needs_twin
 
 _IGNORE_THEIR_STATE = {"mamba", "falcon_mamba", "jamba", "zamba", "recurrent_gemma"}
 """Model types whose layers start from an empty state whenever they are given more than one token. No error is raised;
@@ -31,11 +32,8 @@ def why_no_chains(model: Any, config: Any) -> str | None:
         return "its layers forget their recurrent state when they are given several tokens at once"
     if not type(model).__module__.startswith("transformers.models."):
         return "it keeps a recurrent state and is no model of Transformers' own, so nothing is known of it"
-    if any(_clamps_steps(module) for module in model.modules()):
-        return "its recurrent layers clamp their time steps when they are given several tokens, and not for one"
+    if needs_twin(model) and not can_have_twin(model):
+        return (
+            "its recurrent layers clamp their time steps for several tokens and not for one, and its forward is wrapped"
+        )
     return None
-
-
-def _clamps_steps(module: Any) -> bool:
-    limits = getattr(module, "time_step_limit", None)
-    return limits is not None and tuple(limits) != (0.0, math.inf)

@@ -5,7 +5,9 @@ Both turn the first half of a head's channels in neighbouring pairs, so that no 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -139,12 +141,16 @@ class ChatGLM(LlamaLike):
     @property
     def _has_roles(self) -> bool:
         """Whether it is ChatGLM3, which has special tokens for the roles of a chat."""
-        facts = json_text(self.read_json("tokenizer_config.json")) + self.read_remote_code("tokenization_chatglm.py")
+        facts = json.dumps(self.read_json("tokenizer_config.json")) + self.read_remote_code("tokenization_chatglm.py")
         return _ROLES[1] in facts or "chatglm3" in str(self.source.get("_name_or_path")).lower()
 
     def tokenizer(self, folder: Path) -> PreTrainedTokenizerFast | None:
+        return self._tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerFast | None:
         tokenizer = sentencepiece_tokenizer(
-            folder,
+            self.folder,
             special_tokens=_SPECIAL_TOKENS + (_ROLES if self._has_roles else ()),
             prefix=("[gMASK]", "<sop>"),
             pad_token="<unk>",
@@ -157,18 +163,11 @@ class ChatGLM(LlamaLike):
 
     def generation_config(self) -> dict[str, Any]:
         config = super().generation_config()
-        tokenizer = self.tokenizer(self.folder)
+        tokenizer = self._tokenizer
         if tokenizer is not None and self.is_chat and self._has_roles:  # as the original's `chat` does
             ends = ["<|user|>", "<|observation|>"]
             config["eos_token_id"] = [2, *(tokenizer.convert_tokens_to_ids(token) for token in ends)]
         return config
-
-
-def json_text(value: Any) -> str:
-    """A JSON value as text, to look for words in it."""
-    import json
-
-    return json.dumps(value, ensure_ascii=False)
 
 
 CONVERTERS = (ChatGLM,)

@@ -99,7 +99,7 @@ def convert(
             weights_dtype = _convert_weights(converter, checkpoint, dict(shapes), writer, dtype, on_tensor)
             num_shards = writer.finish()
         _save_configs(converter, config, weights_dtype, folder)
-    notes = [*converter.notes(), *([] if tokenizer else ["the original has no tokenizer, so there is none"])]
+    notes = [*converter.notes(), *_notes_on(tokenizer, config)]
     return Conversion(
         converter.family, converter.target, len(shapes), writer.num_bytes, num_shards, weights_dtype,
         tokenizer is not None, notes,
@@ -184,6 +184,8 @@ def _convert_weights(
     due = converter.shapes()
     if checkpoint.names is not None:
         _check_complete(set(due) - checkpoint.names)
+        for name in sorted(checkpoint.names - set(due)):
+            _check_ignored(converter, name)
     sizes: dict[str, int] = {}
 
     def write(tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
@@ -198,8 +200,8 @@ def _convert_weights(
         on_tensor(name, tensor.numel() * tensor.element_size())
         if name in due:
             write(converter.tensors(name, _checked(name, tensor, due.pop(name), dtype)))
-        elif not converter.ignores(name):
-            raise ConversionError(f"the tensor {name} does not belong to {converter.family}, or is there twice")
+        else:
+            _check_ignored(converter, name)
         del tensor  # before the next one is read
     _check_complete(due)
     write(converter.finish())
@@ -222,6 +224,11 @@ def _checked(name: str, tensor: torch.Tensor, shape: Shape, dtype: str | None) -
     return converted
 
 
+def _check_ignored(converter: Converter, name: str) -> None:
+    if not converter.ignores(name):
+        raise ConversionError(f"the tensor {name} does not belong to {converter.family}, or is there twice")
+
+
 def _check_complete(missing: Any) -> None:
     names = sorted(missing)
     if names:
@@ -230,10 +237,20 @@ def _check_complete(missing: Any) -> None:
 
 
 def _save_tokenizer(converter: Converter, folder: Path) -> PreTrainedTokenizerFast | None:
-    tokenizer = converter.tokenizer(converter.folder) or existing_tokenizer(converter.folder)
+    tokenizer = converter.tokenizer(converter.folder)
+    if tokenizer is None:
+        tokenizer = existing_tokenizer(converter.folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(str(folder))
     return tokenizer
+
+
+def _notes_on(tokenizer: PreTrainedTokenizerFast | None, config: Any) -> list[str]:
+    if tokenizer is None:
+        return ["the original has no tokenizer, so there is none"]
+    if len(tokenizer) > config.vocab_size:
+        return [f"the tokenizer has {len(tokenizer):,} tokens, but the model knows only {config.vocab_size:,} of them"]
+    return []
 
 
 def _save_configs(converter: Converter, config: Any, dtype: str, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -124,14 +125,18 @@ class Qwen(LlamaLike):
         return self.read_json("generation_config.json").get("chat_format") == "chatml"
 
     def tokenizer(self, folder: Path) -> PreTrainedTokenizerFast | None:
-        tokenizer = qwen_tokenizer(folder)
+        return self._tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerFast | None:
+        tokenizer = qwen_tokenizer(self.folder)
         if tokenizer is not None and self.is_chat:
             tokenizer.chat_template = QWEN_TEMPLATE
         return tokenizer
 
     def generation_config(self) -> dict[str, Any]:
         config = super().generation_config()
-        tokenizer = self.tokenizer(self.folder)
+        tokenizer = self._tokenizer
         if tokenizer is not None:
             end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
             config |= {"bos_token_id": end, "pad_token_id": end, "eos_token_id": end}

@@ -58,6 +58,8 @@ def sentencepiece_tokenizer(
     roles = _special_roles(config, model.pieces, pad_token)
     ids = {piece.text: number for number, piece in enumerate(model.pieces)}
     specials = {ids[token]: token for token in roles.values() if token in ids}
+    if special_ids and max(special_ids) >= len(model.pieces):
+        raise ConversionError(f"{max(special_ids)} shall be a special token, but there are only {len(model.pieces)}")
     specials |= added | {number: model.pieces[number].text for number in special_ids}
     specials |= {i: piece.text for i, piece in enumerate(model.pieces) if piece.type == PieceType.CONTROL}
 
