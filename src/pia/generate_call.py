@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import cached_property
 from numbers import Integral
 from typing import Any
 
@@ -17,6 +18,7 @@ from pia.decoding.request import Request, Stopping
 from pia.decoding.row_processors import criteria_for_row, processors_for_row
 from pia.errors import PromptError, UnsupportedOptionError
 from pia.models.inputs_probe import passing_reason
+from pia.models.own_prompt import OwnPrompt
 
 _CACHES = ("past_key_values", "cache_params")
 """What models call the cache that Transformers makes for them."""
@@ -80,26 +82,60 @@ class GenerateCall:
         """Requests in this call."""
         return int(self.input_ids.shape[0])
 
+    @cached_property
+    def own_prompt(self) -> OwnPrompt | None:
+        """The prompt, if it is more than token ids from position 0 on: the model must feed it its own way."""
+        if not (self._extra_inputs or self.given_cache is not None or self._has_own_positions()):
+            return None
+        return OwnPrompt(self.model, self.input_ids, self.config, self.model_kwargs)
+
+    @property
+    def given_cache(self) -> Any:
+        """The cache that the caller passed, to be filled and perhaps found filled; `None` if Transformers made it."""
+        cache = self._cache
+        is_given = getattr(cache, "_is_user_defined", False) or (isinstance(cache, DynamicCache) and _holds_text(cache))
+        return cache if is_given else None
+
+    @property
+    def num_hidden(self) -> int:
+        """How many KV slots more than tokens the prompt takes: embeddings, or cached text that is not in the prompt."""
+        return 0 if self.own_prompt is None else self.own_prompt.num_slots - int(self.input_ids.shape[1])
+
     def plain_reason(self, *, is_recurrent: bool = False) -> str | None:
         """Why Transformers' own cache, masks and positions must stay as they are for this call, or `None`.
 
         With `is_recurrent` the model keeps a state, which padding would run through in some families.
         """
-        extra = [name for name, value in self.model_kwargs.items() if name not in _KNOWN_INPUTS and value is not None]
-        cache = next((self.model_kwargs[name] for name in _CACHES if self.model_kwargs.get(name) is not None), None)
-        if extra:
-            return f"the model is given {', '.join(sorted(extra))}"
+        cache = self._cache
         if not self.model_kwargs.get("use_cache", True):
             return "use_cache=False leaves nothing to verify a draft against"
         if cache is not None and type(cache) is not DynamicCache:
             return f"the caller chose a {type(cache).__name__}"
-        if getattr(cache, "_is_user_defined", False) or getattr(cache, "offloading", False):
-            return "the caller's own cache is to be filled"
-        if cache is not None and _holds_text(cache):
-            return "the cache already holds text"
+        if getattr(cache, "offloading", False):
+            return "the caller chose an offloaded cache"
+        if self.own_prompt is not None:
+            return self._own_prompt_reason(self.own_prompt, is_recurrent)
         if is_recurrent and any(self._padding(0)):
             return "the prompt is padded, and padding may leave a trace in a recurrent state"
-        return next(filter(None, map(self._odd_positions, range(self.num_rows))), None)
+        return next(filter(None, map(self._odd_mask, range(self.num_rows))), None)
+
+    @property
+    def _cache(self) -> Any:
+        return next((self.model_kwargs[name] for name in _CACHES if self.model_kwargs.get(name) is not None), None)
+
+    @property
+    def _extra_inputs(self) -> list[str]:
+        given = self.model_kwargs.items()
+        return sorted(name for name, value in given if name not in _KNOWN_INPUTS and value is not None)
+
+    def _own_prompt_reason(self, prompt: OwnPrompt, is_recurrent: bool) -> str | None:
+        own = "a cache" if self.given_cache is not None else "position_ids"
+        what = ", ".join(self._extra_inputs) or f"{own} of the caller's own"
+        if is_recurrent:
+            return f"the model is given {what}, and keeps a recurrent state"
+        if self.num_rows > 1:
+            return f"the model is given {what} for several rows"
+        return prompt.plain_reason()
 
     def _padding(self, row: int) -> tuple[int, int]:
         """How many tokens of a row the attention mask hides on the left and on the right."""
@@ -109,20 +145,29 @@ class GenerateCall:
         seen = mask[row].nonzero().flatten().tolist()
         return (seen[0], len(mask[row]) - 1 - seen[-1]) if seen else (len(mask[row]), 0)
 
-    def _odd_positions(self, row: int) -> str | None:
-        mask, positions = self.model_kwargs.get("attention_mask"), self.model_kwargs.get("position_ids")
+    def _odd_mask(self, row: int) -> str | None:
+        mask = self.model_kwargs.get("attention_mask")
+        if mask is None:
+            return None
         left, right = self._padding(row)
-        text = slice(left, self.input_ids.shape[1] - right)
         if left == self.input_ids.shape[1]:
             return "the attention mask hides the whole prompt"
-        if mask is not None and bool((mask[row, text] == 0).any()):
-            return "the attention mask has holes"
-        if positions is not None:
-            given = positions[min(row, len(positions) - 1)]
-            expected = torch.arange(text.stop - text.start, device=positions.device)
-            if len(given) != self.input_ids.shape[1] or not torch.equal(given[text], expected):
-                return "position_ids of the caller's own are kept as they are"
-        return None
+        return "the attention mask has holes" if bool((mask[row, left : len(mask[row]) - right] == 0).any()) else None
+
+    def _has_own_positions(self) -> bool:
+        """Whether some row's text is not at the positions 0, 1, 2 ..."""
+        positions = self.model_kwargs.get("position_ids")
+        if positions is None:
+            return False
+        length = self.input_ids.shape[1]
+        if positions.dim() != 2 or positions.shape[1] != length:
+            return True
+        for row in range(self.num_rows):
+            left, right = self._padding(row)
+            given = positions[min(row, len(positions) - 1), left : length - right]
+            if not torch.equal(given, torch.arange(len(given), device=given.device)):
+                return True
+        return False
 
 
 def _holds_text(cache: DynamicCache) -> bool:

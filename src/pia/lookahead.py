@@ -26,6 +26,7 @@ from pia.drafting.source import DraftSession, NoDrafts
 from pia.errors import CacheMismatchError, RowsInStepError, UnsupportedOptionError
 from pia.generate_call import GenerateCall, caller_argument, row_generators, vocab_size
 from pia.models.capability import Capability, Mode
+from pia.models.own_prompt import OwnPromptRunner
 from pia.models.profile import capability_of, curve_of
 from pia.models.recurrent import RecurrentRunner
 from pia.models.runner import Runner, SlabRunner, StockRunner
@@ -150,7 +151,7 @@ class Lookahead:
                 self._begin(call, request, config, predicted) if can_draft else NoDrafts(),
                 max_depth=config.max_depth,
                 shape=config.shape if capability.can_verify_trees else "chain",
-                max_length=context_length(call.model),
+                max_length=_draftable_length(call),
                 vocab_size=vocab_size(call.model),
                 depth_at=capability.positions.max_depth,
             )
@@ -171,6 +172,8 @@ class Lookahead:
         by_length = sorted(rows, key=lambda row: row.request.prompt_ids.shape[1])  # neighbours are fed together
         steps = _counted(decode_steps(runner, by_length, policy), stats, row_stats)
         requests = [row.request for row in rows]
+        if isinstance(runner, OwnPromptRunner) and call.given_cache is not None:
+            steps = _handing_back(steps, runner, call.given_cache, requests[0])
         steps = recorded(steps, requests, self.recorder, **self._facts(call))
         return Decoding(rows, runner, stats, row_stats, steps)
 
@@ -245,7 +248,7 @@ class Lookahead:
                 "use a cache of its own for each tokenizer"
             )
         prompt = request.prompt_ids[0].cpu().numpy().astype(np.int32)
-        if known is not None and known <= int(prompt.max()):
+        if known is not None and known <= int(prompt.max(initial=0)):
             self._warn_once(
                 f"PIA does not draft: the prompt holds token id {prompt.max()}, the draft cache knows {known}"
             )
@@ -310,6 +313,12 @@ def context_length(model: Any) -> int | None:
     return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
+def _draftable_length(call: GenerateCall) -> int | None:
+    """Tokens of text that fit into the model's context."""
+    length = context_length(call.model)
+    return None if length is None else length - call.num_hidden
+
+
 def _new_runner(call: GenerateCall, capability: Capability, config: LookaheadConfig) -> Runner:
     if not capability.can_verify_chains:
         return StockRunner(call.model, call.config, call.model_kwargs, call.input_ids)
@@ -317,10 +326,13 @@ def _new_runner(call: GenerateCall, capability: Capability, config: LookaheadCon
         return RecurrentRunner(call.model, prefill_chunk_size=call.config.prefill_chunk_size)
     largest_tree = config.max_budget if config.budget == "auto" else config.budget
     max_length = call.stopping_criteria.max_length
+    max_length = None if max_length is None else max_length + call.num_hidden + largest_tree
+    if call.own_prompt is not None:
+        return OwnPromptRunner(call.own_prompt, can_branch=capability.can_verify_trees, max_length=max_length)
     return SlabRunner(
         call.model,
         can_branch=capability.can_verify_trees,
-        max_length=None if max_length is None else max_length + largest_tree,
+        max_length=max_length,
         prefill_chunk_size=call.config.prefill_chunk_size,
         num_rows=call.num_rows,
     )
@@ -331,6 +343,17 @@ def _reason(capability: Capability, curve: CostCurve | None, config: LookaheadCo
         return capability.reason
     budget = f"budget by measured cost: {curve!r}" if curve else f"budget fixed at {config.budget}"
     return f"{capability.reason}; {budget}"
+
+
+def _handing_back(
+    steps: Generator[Step, None, None], runner: OwnPromptRunner, cache: Any, request: Request
+) -> Generator[Step, None, None]:
+    """Passes steps on; in the end the caller's cache holds the text."""
+    try:
+        with closing(steps):
+            yield from steps
+    finally:
+        runner.hand_back(cache, len(request.output_ids))
 
 
 def _counted(

@@ -60,11 +60,18 @@ def output_of(call: GenerateCall, decoding: Decoding) -> Any:
         sequences=sequences,
         scores=cast(Any, _by_step([chooser.scores for chooser in choosers])),
         logits=cast(Any, _by_step([chooser.logits for chooser in choosers])),
-        past_key_values=cast(Any, cache.as_dynamic() if isinstance(cache, SlabCache) else cache),
+        past_key_values=cast(Any, _returned_cache(call, cache)),
         stats=decoding.stats,
         kwargs=decoding.stats.kwargs,
         row_stats=list(decoding.row_stats),
     )
+
+
+def _returned_cache(call: GenerateCall, cache: Any) -> Any:
+    """The caller's own cache, else what was decoded with, as a cache of Transformers'."""
+    if cache is not None and call.given_cache is not None:
+        return call.given_cache
+    return cache.as_dynamic() if isinstance(cache, SlabCache) else cache
 
 
 def _sequences(call: GenerateCall, requests: Sequence[Request]) -> torch.Tensor:

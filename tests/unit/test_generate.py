@@ -195,17 +195,14 @@ def test_steps_are_of_one_request():
 
 @pytest.mark.parametrize(
     "options",
-    [{"cache_implementation": "static"}, {"use_cache": False}, {"inputs_embeds": True}],
+    [{"cache_implementation": "static"}, {"use_cache": False}],
     ids=lambda o: next(iter(o)),
 )
 def test_calls_that_keep_their_own_cache(options, llama):
     prompt = prompts(1, seed=76)[0]
-    inputs = {"input_ids": prompt}
-    if "inputs_embeds" in options:
-        options = {"inputs_embeds": llama.get_input_embeddings()(prompt).detach()}
-    expected = llama.generate(**inputs, **GREEDY, **options)
+    expected = llama.generate(prompt, **GREEDY, **options)
     out = llama.generate(
-        **inputs, custom_generate=pia.Lookahead(budget=8), return_dict_in_generate=True, **GREEDY, **options
+        prompt, custom_generate=pia.Lookahead(budget=8), return_dict_in_generate=True, **GREEDY, **options
     )
     assert torch.equal(out.sequences, expected)
     assert out.stats.mode == "plain" and out.stats.reason

@@ -75,7 +75,7 @@ class _Offer:
     @classmethod
     def of(cls, model: Any, past_length: int, has_mask: bool) -> _Offer:
         ids = torch.arange(1, _TEXT_LENGTH + 1)[None] % model.get_input_embeddings().weight.shape[0]
-        cache = _filled_cache(model, past_length)
+        cache = filled_cache(model, past_length)
         inputs = {
             "attention_mask": torch.ones_like(ids) if has_mask else None,
             "position_ids": torch.arange(_TEXT_LENGTH)[None],
@@ -129,6 +129,11 @@ def _default(parameters: Any, name: str) -> Any:
     return None if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
 
 
+def is_default(model: Any, name: str, value: Any) -> bool:
+    """Whether an input is what the model's forward takes it for anyway."""
+    return _are_equal(value, _default(inspect.signature(model.forward).parameters, name))
+
+
 def _are_equal(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return a.shape == b.shape and torch.equal(a.cpu(), b.cpu())
@@ -160,7 +165,7 @@ def _visible(mask: Any, past_length: int) -> list[list[bool]] | None:
     return cast("list[list[bool]]", visible.tolist())
 
 
-def _filled_cache(model: Any, length: int) -> DynamicCache:
+def filled_cache(model: Any, length: int) -> DynamicCache:
     """A cache whose every layer holds `length` slots of zeros. Only its length is ever looked at."""
     cache = DynamicCache()
     num_layers = int(getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 1) or 1)
