@@ -12,7 +12,7 @@ from zoo import build
 _ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", ["gemma3_text", "llama (dynamic rope)"])
+@pytest.mark.parametrize("name", ["gemma3_text", pytest.param("llama (dynamic rope)", marks=pytest.mark.slow)])
 def test_own_model_is_checked_and_its_row_is_shown(name, tmp_path):
     build(name).save_pretrained(tmp_path / "own")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/models"]

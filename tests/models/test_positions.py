@@ -10,7 +10,7 @@ from zoo import VOCAB
 import pia
 from pia.models import runner
 from pia.models.capability import declared_capability
-from pia.models.positions import NO_LIMITS, PositionLimits
+from pia.models.positions import NO_LIMITS, PositionLimits, lost_text_reason
 from toys import ToySource
 
 END = 24
@@ -106,6 +106,9 @@ def forget_lengths(model):
 def test_output_is_plain_decodings_across_the_original_length(model, length):
     expected, out = texts_of(model, length)
     assert torch.equal(out.sequences, expected)
+    if lost_text_reason(model):  # an older Transformers
+        assert out.stats.mode == "plain" and "forgets the text" in out.stats.reason
+        return
     assert out.stats.mode == "tree"
     is_dynamic = model.config.rope_parameters["rope_type"] == "dynamic"
     if is_dynamic and length >= END - 1:
@@ -116,6 +119,8 @@ def test_output_is_plain_decodings_across_the_original_length(model, length):
 
 def test_without_the_limits_outputs_are_wrong(model, monkeypatch):
     """Negative control: the texts above do depend on where drafts stop."""
+    if lost_text_reason(model):
+        pytest.skip("decoded plainly")
     monkeypatch.setattr(PositionLimits, "max_depth", lambda self, position: None)
     monkeypatch.setattr(pia.lookahead, "context_length", lambda model: None)
     monkeypatch.setattr(runner, "position_limits", lambda model: NO_LIMITS)
@@ -138,5 +143,7 @@ def test_depths():
 
 def test_reasons_name_the_place(model):
     capability = declared_capability(model)
+    if lost_text_reason(model):
+        pytest.skip("decoded plainly")
     assert f"position {END}" in capability.reason
     assert not capability.can_batch  # one frequency for all rows of a forward

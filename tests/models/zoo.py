@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import transformers
 
+from pia.models.positions import lost_text_reason
+
 VOCAB = 97
 WINDOW = 8
 """Shorter than most prompts, so that windows matter."""
@@ -313,6 +315,5 @@ def build(name: str, **changes: Any) -> torch.nn.Module:
 
 
 def is_known(name: str) -> bool:
-    """Whether the installed Transformers has this model, with these options."""
-    model_class = getattr(transformers, ZOO[name][0], None)
-    return model_class is not None
+    """Whether the installed Transformers has this model, and decodes it as the table says."""
+    return hasattr(transformers, ZOO[name][0]) and lost_text_reason(build(name)) is None

@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from pia.models.adapters import adapter_of
 from pia.models.inputs_probe import skipped_inputs
 from pia.models.masks import mask_kinds, mask_reason, reach
-from pia.models.positions import NO_LIMITS, PositionLimits, position_limits
+from pia.models.positions import NO_LIMITS, PositionLimits, lost_text_reason, position_limits
 from pia.models.rows_probe import dependent_rows
 from pia.models.stateful import ONE_CHAIN, keeps_nothing, keeps_state, why_no_chains
 
@@ -98,6 +98,8 @@ def _reason_for_plain(model: Any, config: Any) -> str | None:
         return "its forward takes no cache, so every token costs a forward over the whole text"
     if (doubt := skipped_inputs(model) or dependent_rows(model)) is not None:
         return doubt
+    if (lost := lost_text_reason(model)) is not None:
+        return lost
     if not _takes(model, "past_key_values"):
         return "its forward takes no KV cache"
     if getattr(config, "keep_window_size", None):

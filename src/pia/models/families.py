@@ -40,7 +40,6 @@ class Family:
 
 _ONE_CHAIN = "its recurrent state cannot branch, so each step verifies one chain and what was accepted is fed again"
 _FORGETS = "its layers forget their recurrent state when they are given several tokens at once"
-_CLAMPS = "its recurrent layers clamp their time steps when they are given several tokens, and not for one"
 _OWN = "modeling file of PIA's own, for checkpoints that `pia convert` has written"
 
 
@@ -196,8 +195,8 @@ STATEFUL: tuple[Family, ...] = (
     _stateful("bamba", "BambaForCausalLM", CHAIN, _ONE_CHAIN),
     _stateful("falcon_h1", "FalconH1ForCausalLM", CHAIN, _ONE_CHAIN),
     _stateful("granitemoehybrid", "GraniteMoeHybridForCausalLM", CHAIN, _ONE_CHAIN),
-    _stateful("zamba2", "Zamba2ForCausalLM", PLAIN, _CLAMPS),
-    _stateful("nemotron_h", "NemotronHForCausalLM", PLAIN, _CLAMPS),
+    _stateful("zamba2", "Zamba2ForCausalLM", CHAIN, _ONE_CHAIN),
+    _stateful("nemotron_h", "NemotronHForCausalLM", CHAIN, _ONE_CHAIN),
     _stateful("qwen3_next", "Qwen3NextForCausalLM", CHAIN, _ONE_CHAIN),
     _stateful("qwen3_5", "Qwen3_5ForCausalLM", CHAIN, _ONE_CHAIN),
     _stateful("qwen3_5_moe", "Qwen3_5MoeForCausalLM", CHAIN, _ONE_CHAIN),

@@ -6,6 +6,7 @@ in it. So all tokens of a drafted step must be rotated as plain decoding, one to
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,17 @@ def position_limits(model: Any) -> PositionLimits:
         reason = f"longrope: no draft crosses its original length{there} (position {end})"
         return PositionLimits(crossing=end, refill_at=refill_at, reason=reason)
     return NO_LIMITS
+
+
+def lost_text_reason(model: Any) -> str | None:
+    """Why nobody can do as `generate` does beyond the original length: it goes on without most of the text.
+
+    Older releases throw the cache away there and feed the last token alone; later ones ask for the whole text.
+    """
+    prepare = inspect.unwrap(type(model).prepare_inputs_for_generation)
+    if position_limits(model).refill_at is None or "next_sequence_length" in prepare.__code__.co_consts:
+        return None
+    return "this release of Transformers forgets the text where its longrope changes; 5.23 does not"
 
 
 def rope_types(config: Any) -> set[str]:
