@@ -34,6 +34,10 @@ class LookaheadConfig:
     corpora: tuple[str, ...] = ()
     """Corpora attached to the draft cache that are read as well, by name."""
 
+    exact: bool = False
+    """Bit for bit the output of `exact=True, budget=0`, in every dtype: only chains are verified, by forwards whose
+    rounding does not depend on their size. On CPUs; refused where it cannot be had."""
+
     self_check: bool = True
     """Prove at first use of a model that tree logits equal those of its own paths; off trusts its configuration."""
 
@@ -44,6 +48,8 @@ class LookaheadConfig:
         _require_int("max_depth", self.max_depth, 1)
         if self.shape not in ("tree", "branches", "chain"):
             raise UnsupportedOptionError(f'shape={self.shape!r} is unknown; choose "tree", "branches" or "chain"')
+        if not isinstance(self.exact, bool):
+            raise UnsupportedOptionError(f"exact must be True or False, got {self.exact!r}")
         if not isinstance(self.namespace, str):
             raise UnsupportedOptionError(f"namespace must be text, got {self.namespace!r}")
         object.__setattr__(self, "corpora", _names("corpora", self.corpora))

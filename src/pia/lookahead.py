@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,19 +17,16 @@ from pia.decoding.drafter import Drafter
 from pia.decoding.loop import Row, decode_steps
 from pia.decoding.request import Request, Stopping
 from pia.decoding.stats import Stats, Step
-from pia.drafting.budget import BudgetPolicy, Calibrator, CostCurve
+from pia.drafting.budget import BudgetPolicy, Calibrator
 from pia.drafting.cache import DraftCache
-from pia.drafting.chain_budget import ChainBudgetPolicy
 from pia.drafting.fingerprint import tokenizer_fingerprint, tokenizer_vocab_size
 from pia.drafting.source import DraftSession, NoDrafts
 from pia.errors import CacheMismatchError, RowsInStepError, UnsupportedOptionError
 from pia.generate_call import GenerateCall, caller_argument, row_generators, vocab_size
-from pia.models.capability import Capability, Mode
 from pia.models.own_prompt import OwnPromptRunner
-from pia.models.profile import capability_of, curve_of
-from pia.models.recurrent import RecurrentRunner
-from pia.models.runner import Runner, SlabRunner, StockRunner
+from pia.models.runner import Runner
 from pia.output import Decoding, LookaheadOutput, output_of
+from pia.plan import Plan
 from pia.prediction import NO_PREDICTION, Prediction, prediction_rows
 from pia.recording import TraceRecorder, model_name, record_rows, recorded
 from pia.seed_options import from_decoding_kwargs
@@ -136,32 +132,26 @@ class Lookahead:
         """
         config = config or self.config
         predicted_ids = predicted_ids or [NO_PREDICTION] * call.num_rows
-        capability, curve = self._examine(call, config)
-        if call.num_rows > 1 and not capability.can_batch:
-            raise RowsInStepError(capability.reason)
-        runner = _new_runner(call, capability, config)
-        policy = self._new_policy(call, curve, config, runner)
+        plan = Plan.of(call, config)
+        if plan.call_reason is not None:
+            self._warn_once(f"PIA decodes plainly: {plan.call_reason}")
+        if call.num_rows > 1 and not plan.capability.can_batch:
+            raise RowsInStepError(plan.capability.reason)
+        runner = plan.new_runner()
+        policy = plan.new_policy(runner, self._calibrators.setdefault(call.model, Calibrator()))
         if any(map(len, predicted_ids)):
             policy.expect_much()
-        can_draft = capability.can_verify_chains and config.budget != 0
         requests = [call.new_request(row, strip_padding=runner.can_draft) for row in range(call.num_rows)]
         choosers = [call.new_chooser(row, generator) for row, generator in enumerate(row_generators(call, seeds))]
-        drafters = [
-            Drafter(
-                self._begin(call, request, config, predicted) if can_draft else NoDrafts(),
-                max_depth=config.max_depth,
-                shape=config.shape if capability.can_verify_trees else "chain",
-                max_length=_draftable_length(call),
-                vocab_size=vocab_size(call.model),
-                depth_at=capability.positions.max_depth,
-            )
+        sessions = [
+            self._begin(call, request, config, predicted) if plan.can_draft else NoDrafts()
             for request, predicted in zip(requests, predicted_ids, strict=True)
         ]
+        drafters = [_new_drafter(plan, session) for session in sessions]
         rows = list(map(Row, range(call.num_rows), requests, choosers, drafters))
-        reason = _reason(capability, curve, config)
-        if any(map(len, predicted_ids)) and not capability.can_verify_chains:
-            reason += f"; {_UNUSED}"
-        return self._decoding(call, rows, runner, policy, Stats(mode=capability.mode.label, reason=reason))
+        is_unused = any(map(len, predicted_ids)) and not plan.capability.can_verify_chains
+        reason = f"{plan.reason}; {_UNUSED}" if is_unused else plan.reason
+        return self._decoding(call, rows, runner, policy, Stats(mode=plan.capability.mode.label, reason=reason))
 
     def _decoding(
         self, call: GenerateCall, rows: list[Row], runner: Runner, policy: BudgetPolicy, stats: Stats
@@ -210,33 +200,6 @@ class Lookahead:
         if self.recorder is None:
             return {}
         return {"model": model_name(call.model), "tokenizer": self.cache.tokenizer_fingerprint}
-
-    def _examine(self, call: GenerateCall, config: LookaheadConfig) -> tuple[Capability, CostCurve | None]:
-        """What the model can verify in this call, and what that costs if it matters."""
-        capability = capability_of(call.model, self_check=config.self_check and config.budget != 0)
-        is_recurrent = capability.is_recurrent
-        reason = call.plain_reason(is_recurrent=is_recurrent) if capability.can_verify_chains else None
-        if reason is not None:
-            self._warn_once(f"PIA decodes plainly: {reason}")
-            capability = Capability(Mode.PLAIN, reason)
-        if config.budget != "auto" or not capability.can_verify_chains:
-            return capability, None
-        return capability, curve_of(
-            call.model, can_branch=capability.can_verify_trees, is_recurrent=capability.is_recurrent
-        )
-
-    def _new_policy(
-        self, call: GenerateCall, curve: CostCurve | None, config: LookaheadConfig, runner: Runner
-    ) -> BudgetPolicy:
-        """The budget of one call; an automatic one goes on from what earlier requests showed."""
-        new_policy: Callable[..., BudgetPolicy] = partial(BudgetPolicy, num_rows=call.num_rows)
-        if isinstance(runner, RecurrentRunner):
-            new_policy = partial(ChainBudgetPolicy, lambda: runner.num_pending)
-        if config.budget == "auto" and curve is not None:
-            calibrator = self._calibrators.setdefault(call.model, Calibrator())
-            return new_policy(curve, max_nodes=config.max_budget, calibrator=calibrator)
-        fixed = 0 if config.budget == "auto" else config.budget
-        return new_policy(None, max_nodes=fixed, fixed=fixed)
 
     def _begin(
         self, call: GenerateCall, request: Request, config: LookaheadConfig, predicted_ids: npt.NDArray[np.int32]
@@ -308,41 +271,29 @@ class Lookahead:
         return f"Lookahead({self.cache!r}, budget={self.config.budget!r}, max_depth={self.config.max_depth})"
 
 
-def context_length(model: Any) -> int | None:
-    """Most tokens the model is made for, as its configuration says; `None` when it does not."""
-    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+def _counted(
+    steps: Generator[Step, None, None], stats: Stats, row_stats: Sequence[Stats]
+) -> Generator[Step, None, None]:
+    """Passes steps on, counting them, for all rows and for each."""
+    with closing(steps):
+        for step in steps:
+            stats.add(step)
+            if row_stats[step.row] is not stats:
+                row_stats[step.row].add(step)
+            yield step
 
 
-def _draftable_length(call: GenerateCall) -> int | None:
-    """Tokens of text that fit into the model's context."""
-    length = context_length(call.model)
-    return None if length is None else length - call.num_hidden
-
-
-def _new_runner(call: GenerateCall, capability: Capability, config: LookaheadConfig) -> Runner:
-    if not capability.can_verify_chains:
-        return StockRunner(call.model, call.config, call.model_kwargs, call.input_ids)
-    if capability.is_recurrent:
-        return RecurrentRunner(call.model, prefill_chunk_size=call.config.prefill_chunk_size)
-    largest_tree = config.max_budget if config.budget == "auto" else config.budget
-    max_length = call.stopping_criteria.max_length
-    max_length = None if max_length is None else max_length + call.num_hidden + largest_tree
-    if call.own_prompt is not None:
-        return OwnPromptRunner(call.own_prompt, can_branch=capability.can_verify_trees, max_length=max_length)
-    return SlabRunner(
-        call.model,
-        can_branch=capability.can_verify_trees,
-        max_length=max_length,
-        prefill_chunk_size=call.config.prefill_chunk_size,
-        num_rows=call.num_rows,
+def _new_drafter(plan: Plan, session: DraftSession) -> Drafter:
+    """A request's drafter within the limits of model and call."""
+    capability, config = plan.capability, plan.config
+    return Drafter(
+        session,
+        max_depth=config.max_depth,
+        shape=config.shape if capability.can_verify_trees else "chain",
+        max_length=plan.draftable_length,
+        vocab_size=vocab_size(plan.call.model),
+        depth_at=capability.positions.max_depth,
     )
-
-
-def _reason(capability: Capability, curve: CostCurve | None, config: LookaheadConfig) -> str:
-    if not capability.can_verify_chains:
-        return capability.reason
-    budget = f"budget by measured cost: {curve!r}" if curve else f"budget fixed at {config.budget}"
-    return f"{capability.reason}; {budget}"
 
 
 def _handing_back(
@@ -354,15 +305,3 @@ def _handing_back(
             yield from steps
     finally:
         runner.hand_back(cache, len(request.output_ids))
-
-
-def _counted(
-    steps: Generator[Step, None, None], stats: Stats, row_stats: Sequence[Stats]
-) -> Generator[Step, None, None]:
-    """Passes steps on, counting them, for all rows and for each."""
-    with closing(steps):
-        for step in steps:
-            stats.add(step)
-            if row_stats[step.row] is not stats:
-                row_stats[step.row].add(step)
-            yield step

@@ -13,6 +13,7 @@ from pia.decoding.loop import Row
 from pia.decoding.request import Request
 from pia.decoding.stats import Stats, Step
 from pia.generate_call import GenerateCall
+from pia.models.exact_cache import ExactCache
 from pia.models.kv import SlabCache
 from pia.models.runner import Runner
 
@@ -71,7 +72,7 @@ def _returned_cache(call: GenerateCall, cache: Any) -> Any:
     """The caller's own cache, else what was decoded with, as a cache of Transformers'."""
     if cache is not None and call.given_cache is not None:
         return call.given_cache
-    return cache.as_dynamic() if isinstance(cache, SlabCache) else cache
+    return cache.as_dynamic() if isinstance(cache, (SlabCache, ExactCache)) else cache
 
 
 def _sequences(call: GenerateCall, requests: Sequence[Request]) -> torch.Tensor:

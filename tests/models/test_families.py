@@ -7,7 +7,9 @@ from functools import cache
 import pytest
 import transformers
 from checks import check_batch, check_generation, check_tree_rows, prompts
+from test_own_families import MAKERS as OWN_MAKERS
 from zoo import VOCAB, ZOO, build, is_known
+from zoo_recurrent import ROWS as STATEFUL_ROWS
 
 from pia.models.capability import mask_kind
 from pia.models.families import PLAIN, TREE, all_families
@@ -46,11 +48,29 @@ def double(name):
 
 
 def test_the_table_and_the_zoo_are_one():
-    names = [family.name for family in all_families()]
-    assert len(names) == len(set(names))
-    assert set(ZOO) == set(ROWS)
-    assert all(ZOO[name][0] == family.architecture for name, family in ROWS.items())
+    """Every row has its tests: here, in test_recurrent.py, or in test_own_families.py; and every test has its row."""
+    rows = [(family.name, family.architecture, family.mode) for family in all_families()]
+    tested = [(name, ZOO[name][0], ROWS[name].mode) for name in ZOO]
+    tested += [(row.name, row.model, row.mode) for row in STATEFUL_ROWS]
+    own = [(maker().config.model_type, type(maker()).__name__, TREE) for maker in OWN_MAKERS.values()]
+    assert sorted(rows) == sorted(tested + own)
     assert set(WHOLE) <= set(ROWS)
+
+
+@pytest.mark.parametrize("row", STATEFUL_ROWS, ids=lambda row: row.name)
+def test_capability_of_families_with_a_state_is_that_of_the_table(row):
+    family = next(family for family in all_families() if family.name == row.name)
+    assert row.reason in family.note
+    if row.is_known:
+        capability = capability_of(row.build(), self_check=True)
+        assert capability.mode.label == family.mode and family.note in capability.reason
+        assert not capability.can_batch
+
+
+def test_capability_of_own_families_is_that_of_the_table():
+    for maker in OWN_MAKERS.values():
+        capability = capability_of(maker(), self_check=True)
+        assert capability.can_verify_trees and capability.can_batch
 
 
 @families
@@ -93,7 +113,7 @@ def test_sampled_output_is_that_of_plain_generate(name):
 
 @whole_families
 def test_rows_of_a_batch_are_as_alone(name):
-    lookahead = check_batch(model_of(name), prompts(5, VOCAB, seed=37))
+    lookahead = check_batch(model_of(name), prompts(5, VOCAB, seed=37), can_batch=ROWS[name].can_batch)
     stats = lookahead.last_stats
     assert (stats.mode == TREE) == ROWS[name].can_batch
     assert stats.num_accepted > 0 or not ROWS[name].can_batch

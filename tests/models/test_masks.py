@@ -11,8 +11,11 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pia.models import masks
 from pia.models.adapters import adapter_of
+from pia.models.capability import Mode, declared_capability
 from pia.models.masks import TreeMasks, mask_reason, reach, slot_positions
+from pia.models.self_check import proved_capability
 from toys import tiny_model
 
 _ROWS = dict(vocab_size=11, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
@@ -82,12 +85,12 @@ def expected(kind, starts, depths, visible, num_slots):
 def test_masks_are_as_defined(name, step):
     starts, parents, num_slots = step
     depths, visible = layouts(parents)
-    masks = TreeMasks(MODELS[name])(torch.tensor(starts), depths, visible, num_slots)
+    made = TreeMasks(MODELS[name])(torch.tensor(starts), depths, visible, num_slots)
     if name in ("full", "window"):
-        masks = {"full_attention" if name == "full" else "sliding_attention": masks}
-    masks = {kind: mask for kind, mask in masks.items() if mask is not None}
-    assert len(masks) == (1 if name in ("full", "window") else 2)
-    for kind, mask in masks.items():
+        made = {"full_attention" if name == "full" else "sliding_attention": made}
+    made = {kind: mask for kind, mask in made.items() if mask is not None}
+    assert len(made) == (1 if name in ("full", "window") else 2)
+    for kind, mask in made.items():
         seen = expected(kind, starts, depths, visible, num_slots)
         assert mask.dtype == torch.float32
         assert torch.equal(mask == 0, seen)
@@ -162,3 +165,17 @@ def test_adapters_leave_the_model_as_it_was(make):
 def test_slot_positions():
     got = slot_positions(torch.tensor([2, 4]), torch.tensor([[0, 1, 1], [0, 1, 2]]), 8)
     assert got.tolist() == [[0, 1, 2, 3, 3, 5, 6, 7], [0, 1, 2, 3, 4, 5, 6, 7]]
+
+
+@pytest.mark.parametrize("window", [5, 200])
+def test_a_window_cut_one_slot_too_wide_is_found_out(window, monkeypatch):
+    """Also where the window is far longer than the text of the self-check."""
+    torch.manual_seed(0)
+    config = transformers.MistralConfig(**_ROWS, intermediate_size=12, initializer_range=0.25, sliding_window=window)
+    model = transformers.MistralForCausalLM(config).eval()
+    declared = declared_capability(model)
+    assert proved_capability(model, declared).mode == Mode.TREE
+    monkeypatch.setattr(masks._Window, "__call__", lambda self, queries, slots: slots >= queries - self.size)
+    proved = proved_capability(model, declared)
+    assert proved.mode == Mode.CHAIN and not proved.can_batch
+    assert "beyond its window" in proved.reason

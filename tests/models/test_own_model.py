@@ -38,5 +38,5 @@ def test_sampled_output_is_that_of_plain_generate(own_model, texts):
     check_generation(own_model, texts[:4], do_sample=True, temperature=0.9, top_p=0.9)
 
 
-def test_rows_of_a_batch_are_as_alone(own_model, texts):
-    check_batch(own_model, texts[:5])
+def test_rows_of_a_batch_are_as_alone(own_model, own_row, texts):
+    check_batch(own_model, texts[:5], can_batch=own_row["can_batch"])

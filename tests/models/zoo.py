@@ -51,6 +51,7 @@ _LONGROPE = dict(
     rope_theta=10000.0,
     short_factor=[1.0, 1.1, 1.2, 1.3],
     long_factor=[3.0, 5.0, 7.0, 9.0],
+    factor=4.0,
     original_max_position_embeddings=48,
 )
 
@@ -298,7 +299,6 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
         | dict(shared_experts_intermediate_size=24, swa_num_attention_heads=4, swa_num_key_value_heads=4)
         | dict(swa_q_lora_rank=16, swa_kv_lora_rank=16, swa_head_dim=16, swa_qk_nope_head_dim=8, swa_v_head_dim=8),
     ),
-    "openai-gpt": ("OpenAIGPTLMHeadModel", _OLD),
 }
 
 

@@ -289,7 +289,7 @@ ROWS = [
         ),
     ),
     Row(
-        "minimax, linear layer first",
+        "minimax (linear 1st)",
         "MiniMaxForCausalLM",
         "MiniMaxConfig",
         _small(

@@ -44,6 +44,7 @@ def add_drafting(parser: argparse.ArgumentParser) -> None:
     """Drafts and where they come from."""
     group = parser.add_argument_group("drafts")
     add_budget(group)
+    add_exact(group)
     group.add_argument("--cache", metavar="FILE", help="start from this draft cache (demo: from the one it comes with)")
     add_corpus(group)
     add_namespace(group)
@@ -56,6 +57,13 @@ def add_budget(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--max-depth", type=positive, default=64, metavar="N", help="most tokens of a draft's path (64)"
+    )
+
+
+def add_exact(parser: argparse._ActionsContainer) -> None:
+    """Whether drafts may change a bit."""
+    parser.add_argument(
+        "--exact", action="store_true", help="bit for bit the output of --exact --budget 0, in every dtype (CPUs)"
     )
 
 
@@ -92,7 +100,7 @@ def new_lookahead(args: argparse.Namespace) -> Lookahead:
     """A `Lookahead` for the drafting options."""
     from pia.lookahead import Lookahead
 
-    options = {"budget": args.budget, "max_depth": args.max_depth, "namespace": args.namespace}
+    options = {name: getattr(args, name) for name in ("budget", "max_depth", "exact", "namespace")}
     return Lookahead(load_cache(args), recorder=_recorder(args), corpora=dict(args.corpus), **options)
 
 

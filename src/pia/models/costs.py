@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 
 from pia.drafting.budget import CostCurve
 from pia.drafting.tree import DraftTree
+from pia.models.exact import ExactRows, ExactRunner
 from pia.models.recurrent import RecurrentRunner
 from pia.models.runner import SlabRunner
 
@@ -46,17 +49,40 @@ def measure_costs(model: Any, *, can_branch: bool = True, is_recurrent: bool = F
     first = _time_forward(runner, 1, context)
     wanted = _SIZES if first * len(_SIZES) < _SECONDS else _FEW_SIZES
     sizes = [*(q for q in wanted if q < largest), largest]
-    best = dict.fromkeys(sizes, float("inf"))
-    started = perf_counter()
-    for number in range(_MAX_ROUNDS):
-        for q in sizes:
-            best[q] = min(best[q], _time_forward(runner, q, context))
-        if perf_counter() - started > (_SECONDS if number + 1 >= _MIN_ROUNDS else _LONGEST_SECONDS):
-            break
+    best = _best_of_rounds(sizes, lambda q: _time_forward(runner, q, context))
     return CostCurve(sizes, list(best.values()))
 
 
-def _time_forward(runner: SlabRunner | RecurrentRunner, q: int, context: int) -> float:
+def measure_exact_costs(model: Any, sizes: Sequence[int]) -> CostCurve:
+    """Times the forwards of exact decoding: any number of tokens costs what the next of these sizes costs."""
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 20
+    context = max(1, min(_CONTEXT, limit - sizes[-1]))
+    runners = {size: ExactRows(partial(ExactRunner, model, partial(_only, size))) for size in sizes}
+    for runner in runners.values():
+        runner.prefill([torch.zeros(context, dtype=torch.long)])
+    best = _best_of_rounds(sizes, lambda size: _time_forward(runners[size], size, context))
+    steps = {q: best[size] for low, size in zip((0, *sizes), sizes, strict=False) for q in (low + 1, size)}
+    return CostCurve(list(steps), list(steps.values()))
+
+
+def _only(size: int, bucket: int) -> tuple[int, ...]:
+    """One size of forwards for every bucket."""
+    return (size,)
+
+
+def _best_of_rounds(sizes: Sequence[int], time: Callable[[int], float]) -> dict[int, float]:
+    """The best time of each size over some rounds in which they take turns."""
+    best = dict.fromkeys(sizes, float("inf"))
+    started = perf_counter()
+    for number in range(_MAX_ROUNDS):
+        for size in sizes:
+            best[size] = min(best[size], time(size))
+        if perf_counter() - started > (_SECONDS if number + 1 >= _MIN_ROUNDS else _LONGEST_SECONDS):
+            break
+    return best
+
+
+def _time_forward(runner: SlabRunner | RecurrentRunner | ExactRows, q: int, context: int) -> float:
     tree = _chain(q - 1)
     started = perf_counter()
     logits = runner.forward([0], [tree])
@@ -66,10 +92,12 @@ def _time_forward(runner: SlabRunner | RecurrentRunner, q: int, context: int) ->
     return seconds
 
 
-def _undo(runner: SlabRunner | RecurrentRunner, q: int, context: int) -> None:
+def _undo(runner: SlabRunner | RecurrentRunner | ExactRows, q: int, context: int) -> None:
     """Forgets the last forward. Of a recurrent state a single token is left in, since nothing was drafted."""
     if isinstance(runner, SlabRunner):
         runner.cache.set_lengths([context])
+    elif isinstance(runner, ExactRows):
+        runner.keep([[]])
     elif q > 1:
         runner.undo()
     else:

@@ -38,6 +38,16 @@ class Family:
         return asdict(self)
 
 
+_ONE_CHAIN = "its recurrent state cannot branch, so each step verifies one chain and what was accepted is fed again"
+_FORGETS = "its layers forget their recurrent state when they are given several tokens at once"
+_CLAMPS = "its recurrent layers clamp their time steps when they are given several tokens, and not for one"
+_OWN = "modeling file of PIA's own, for checkpoints that `pia convert` has written"
+
+
+def _stateful(name: str, architecture: str, mode: str, note: str) -> Family:
+    return Family(name, architecture, mode=mode, can_batch=False, note=note)
+
+
 ATTENTION: tuple[Family, ...] = (
     Family("llama", "LlamaForCausalLM"),
     Family("llama (llama3 rope)", "LlamaForCausalLM"),
@@ -178,17 +188,59 @@ ATTENTION: tuple[Family, ...] = (
     Family("dots1", "Dots1ForCausalLM", masks=BY_TYPE),
     Family("cohere_compass_text", "CohereCompassForCausalLM", masks=BY_TYPE),
     Family("dots3_note_text", "Dots3NoteForCausalLM", masks=BY_TYPE),
-    Family(
-        "openai-gpt",
-        "OpenAIGPTLMHeadModel",
-        mode=PLAIN,
-        can_batch=False,
-        note="it prepares its inputs in a way of its own, which calling its forward directly would skip",
-    ),
 )
 """Families of Transformers whose memory of the text is keys and values."""
+
+STATEFUL: tuple[Family, ...] = (
+    _stateful("mamba2", "Mamba2ForCausalLM", CHAIN, _ONE_CHAIN),
+    _stateful("bamba", "BambaForCausalLM", CHAIN, _ONE_CHAIN),
+    _stateful("falcon_h1", "FalconH1ForCausalLM", CHAIN, _ONE_CHAIN),
+    _stateful("granitemoehybrid", "GraniteMoeHybridForCausalLM", CHAIN, _ONE_CHAIN),
+    _stateful("zamba2", "Zamba2ForCausalLM", PLAIN, _CLAMPS),
+    _stateful("nemotron_h", "NemotronHForCausalLM", PLAIN, _CLAMPS),
+    _stateful("qwen3_next", "Qwen3NextForCausalLM", CHAIN, _ONE_CHAIN),
+    _stateful("qwen3_5", "Qwen3_5ForCausalLM", CHAIN, _ONE_CHAIN),
+    _stateful("qwen3_5_moe", "Qwen3_5MoeForCausalLM", CHAIN, _ONE_CHAIN),
+    _stateful("kimi_linear", "KimiLinearForCausalLM", CHAIN, _ONE_CHAIN),
+    _stateful("bailing_hybrid", "BailingHybridForCausalLM", CHAIN, _ONE_CHAIN),
+    _stateful("olmo_hybrid", "OlmoHybridForCausalLM", CHAIN, _ONE_CHAIN),
+    _stateful("lfm2", "Lfm2ForCausalLM", CHAIN, _ONE_CHAIN),
+    _stateful("lfm2_moe", "Lfm2MoeForCausalLM", CHAIN, _ONE_CHAIN),
+    _stateful("lfm3", "Lfm3ForCausalLM", CHAIN, _ONE_CHAIN),
+    _stateful("zaya", "ZayaForCausalLM", CHAIN, _ONE_CHAIN),
+    _stateful("inkling", "InklingForCausalLM", CHAIN, _ONE_CHAIN),
+    _stateful("inkling2", "Inkling2ForCausalLM", CHAIN, _ONE_CHAIN),
+    _stateful("deepseek_v4", "DeepseekV4ForCausalLM", CHAIN, _ONE_CHAIN),
+    _stateful("minimax", "MiniMaxForCausalLM", CHAIN, _ONE_CHAIN),
+    _stateful(
+        "minimax (linear 1st)",
+        "MiniMaxForCausalLM",
+        PLAIN,
+        "self-check: logits of a chain differ from those of its own paths",
+    ),
+    _stateful("rwkv", "RwkvForCausalLM", CHAIN, _ONE_CHAIN),
+    _stateful("xlstm", "xLSTMForCausalLM", CHAIN, _ONE_CHAIN),
+    _stateful("mamba", "MambaForCausalLM", PLAIN, _FORGETS),
+    _stateful("falcon_mamba", "FalconMambaForCausalLM", PLAIN, _FORGETS),
+    _stateful("jamba", "JambaForCausalLM", PLAIN, _FORGETS),
+    _stateful("zamba", "ZambaForCausalLM", PLAIN, _FORGETS),
+    _stateful("recurrent_gemma", "RecurrentGemmaForCausalLM", PLAIN, _FORGETS),
+    _stateful(
+        "openai-gpt",
+        "OpenAIGPTLMHeadModel",
+        PLAIN,
+        "its forward takes no cache, so every token costs a forward over the whole text",
+    ),
+)
+"""Families of Transformers with another memory of the text than keys and values, or with none."""
+
+OWN: tuple[Family, ...] = (
+    Family("baichuan_13b", "Baichuan13BForCausalLM", note=_OWN),
+    Family("glm_10b", "Glm10BForCausalLM", note=_OWN),
+)
+"""Families that Transformers no longer has."""
 
 
 def all_families() -> tuple[Family, ...]:
     """All rows. A group of families in a file of its own is added here."""
-    return ATTENTION
+    return ATTENTION + STATEFUL + OWN

@@ -262,6 +262,11 @@ class SlabCache(Cache):  # type: ignore[misc]
         """Bytes allocated."""
         return sum(block.data.numel() * block.data.element_size() for block in self._slab.blocks)
 
+    def states(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """What the layers have stored, by role: tensors `[layers, rows, heads, capacity, dim]`."""
+        for block in self._slab.blocks:
+            yield block.role, block.data[: block.used]
+
     def reserve(self, length: int) -> None:
         """Makes room for so many slots in every row, so that growing needs no copy until then."""
         self._slab.reserve(length)

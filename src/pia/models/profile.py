@@ -9,9 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
+
 from pia.drafting.budget import CostCurve
 from pia.models.capability import Capability, Mode, declared_capability
-from pia.models.costs import measure_costs
+from pia.models.costs import measure_costs, measure_exact_costs
+from pia.models.exact_check import interchangeable_sizes
+from pia.models.exact_sense import distance_from_text
 from pia.models.inputs_probe import passing_reason
 from pia.models.placement import compute_dtype, input_device
 from pia.models.rows_probe import weight_kinds
@@ -41,6 +45,36 @@ def curve_of(model: Any, *, can_branch: bool, is_recurrent: bool = False) -> Cos
         ("curve", can_branch, is_recurrent),
         lambda: _measure(model, can_branch=can_branch, is_recurrent=is_recurrent),
     )
+
+
+def exact_sizes_of(model: Any, bucket: int) -> tuple[int, ...]:
+    """Sizes of forwards that give the same bits for the positions of a bucket, found by trial at first use."""
+
+    def find() -> tuple[int, ...]:
+        with _evaluating(model):
+            return interchangeable_sizes(model, bucket)
+
+    return _remembered(model, ("exact sizes", bucket, torch.get_num_threads()), find)
+
+
+def exact_error_of(model: Any) -> tuple[float, float]:
+    """How far exact decoding is from a forward without a cache, and how far ordinary decoding is, found by trial."""
+
+    def find() -> tuple[float, float]:
+        with _evaluating(model):
+            return distance_from_text(model)
+
+    return _remembered(model, ("exact error", torch.get_num_threads()), find)
+
+
+def exact_curve_of(model: Any) -> CostCurve:
+    """What forwards of exact decoding cost, measured at first use."""
+
+    def measure() -> CostCurve:
+        with _evaluating(model):
+            return measure_exact_costs(model, exact_sizes_of(model, 0))
+
+    return _remembered(model, ("exact curve", torch.get_num_threads()), measure)
 
 
 def _remembered(model: Any, question: tuple[Any, ...], find_out: Callable[[], _Answer]) -> _Answer:

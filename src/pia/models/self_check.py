@@ -13,6 +13,7 @@ from pia.models.capability import Capability, Mode
 from pia.models.placement import compute_dtype, input_device
 from pia.models.recurrent_check import recurrent_errors
 from pia.models.runner import SlabRunner
+from pia.models.window_check import window_error
 
 _PROMPT_LENGTH = 11
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
@@ -42,8 +43,11 @@ def _failure(model: Any, claimed: Capability, tolerance: float) -> str | None:
     try:
         errors = recurrent_errors(model) if claimed.is_recurrent else _errors(model, can_branch=mode == Mode.TREE)
         error, noise = errors
+        window = window_error(model) if mode == Mode.TREE else None
     except Exception as refusal:  # a model may refuse in any way it likes; that is an answer too
         return f"a {mode.label} of tokens raised {type(refusal).__name__}: {str(refusal)[:120]}"
+    if window is not None and not window <= tolerance:
+        return f"beyond its window a {mode.label} comes out otherwise than under the model's own masks ({window:.1e})"
     if error <= max(tolerance, _NOISE_FACTOR * noise):  # false for NaN
         return None
     return f"logits of a {mode.label} differ from those of its own paths by {error:.1e} (plain decoding: {noise:.1e})"

@@ -22,8 +22,8 @@ _NO_LIMIT = (0.0, math.inf)
 
 def verifying_twin(model: Any) -> Any:
     """The twin that verifies chains; the model itself where there is no difference, or no twin can be made."""
-    changes = _changes(model) if can_have_twin(model) else {}
-    return _twin(model, changes) if changes else model
+    changes = _changes(model)
+    return _twin(model, changes) if changes and can_have_twin(model) else model
 
 
 def needs_twin(model: Any) -> bool:

@@ -1,0 +1,136 @@
+"""How a call is decoded: what its model can verify there, what that costs, with which runner and which budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from pia.config import LookaheadConfig
+from pia.drafting.budget import BudgetPolicy, Calibrator, CostCurve
+from pia.drafting.chain_budget import ChainBudgetPolicy
+from pia.drafting.separate_budget import SeparateBudgetPolicy
+from pia.generate_call import GenerateCall
+from pia.models.capability import Capability, Mode
+from pia.models.exact import ExactRows, ExactRunner
+from pia.models.exact_support import exact_sizes
+from pia.models.own_prompt import OwnPromptRunner
+from pia.models.profile import capability_of, curve_of, exact_curve_of, exact_sizes_of
+from pia.models.recurrent import RecurrentRunner
+from pia.models.runner import Runner, SlabRunner, StockRunner
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a call will be decoded.
+
+    Attributes:
+        call: the prepared call.
+        config: its options.
+        capability: what the model can verify in this call.
+        curve: what forwards cost, where that decides on sizes.
+        call_reason: why this call, not the model, asks for plain decoding.
+    """
+
+    call: GenerateCall
+    config: LookaheadConfig
+    capability: Capability
+    curve: CostCurve | None
+    call_reason: str | None = None
+
+    @classmethod
+    def of(cls, call: GenerateCall, config: LookaheadConfig) -> Plan:
+        """Finds out what there is to know.
+
+        Raises:
+            UnsupportedOptionError: the options cannot be honoured for this model.
+        """
+        if config.exact:
+            return cls(
+                call, config, _exact_capability(call, config), _curve(config, partial(exact_curve_of, call.model))
+            )
+        capability = capability_of(call.model, self_check=config.self_check and config.budget != 0)
+        if not capability.can_verify_chains:
+            return cls(call, config, capability, None)
+        reason = call.plain_reason(is_recurrent=capability.is_recurrent)
+        if reason is not None:
+            return cls(call, config, Capability(Mode.PLAIN, reason), None, call_reason=reason)
+        can_branch, is_recurrent = capability.can_verify_trees, capability.is_recurrent
+        measure = partial(curve_of, call.model, can_branch=can_branch, is_recurrent=is_recurrent)
+        return cls(call, config, capability, _curve(config, measure))
+
+    @property
+    def can_draft(self) -> bool:
+        return self.capability.can_verify_chains and self.config.budget != 0
+
+    @property
+    def reason(self) -> str:
+        """Why it is decoded so, for the statistics."""
+        if not self.capability.can_verify_chains:
+            return self.capability.reason
+        budget = f"budget by measured cost: {self.curve!r}" if self.curve else f"budget fixed at {self.config.budget}"
+        return f"{self.capability.reason}; {budget}"
+
+    @property
+    def draftable_length(self) -> int | None:
+        """Tokens of text that fit into the model's context."""
+        length = context_length(self.call.model)
+        return None if length is None else length - self.call.num_hidden
+
+    def new_runner(self) -> Runner:
+        """What runs the model for this call."""
+        call, capability, chunk_size = self.call, self.capability, self.call.config.prefill_chunk_size
+        if not capability.can_verify_chains:
+            return StockRunner(call.model, call.config, call.model_kwargs, call.input_ids)
+        if capability.is_recurrent:
+            return RecurrentRunner(call.model, prefill_chunk_size=chunk_size)
+        if self.config.exact:
+            sizes = partial(exact_sizes_of, call.model)
+            return ExactRows(lambda: ExactRunner(call.model, sizes, prefill_chunk_size=chunk_size))
+        can_branch, max_length = capability.can_verify_trees, self._max_length
+        if call.own_prompt is not None:
+            return OwnPromptRunner(call.own_prompt, can_branch=can_branch, max_length=max_length)
+        return SlabRunner(
+            call.model,
+            can_branch=can_branch,
+            max_length=max_length,
+            prefill_chunk_size=chunk_size,
+            num_rows=call.num_rows,
+        )
+
+    def new_policy(self, runner: Runner, calibrator: Calibrator) -> BudgetPolicy:
+        """The budget of this call; an automatic one goes on from what the calibrator has seen."""
+        new_policy: Callable[..., BudgetPolicy] = partial(BudgetPolicy, num_rows=self.call.num_rows)
+        if isinstance(runner, RecurrentRunner):
+            new_policy = partial(ChainBudgetPolicy, lambda: runner.num_pending)
+        if isinstance(runner, ExactRows):
+            new_policy = SeparateBudgetPolicy
+        if self.config.budget == "auto" and self.curve is not None:
+            return new_policy(self.curve, max_nodes=self.config.max_budget, calibrator=calibrator)
+        fixed = 0 if self.config.budget == "auto" else self.config.budget
+        return new_policy(None, max_nodes=fixed, fixed=fixed)
+
+    @property
+    def _max_length(self) -> int | None:
+        """The most KV slots a row can need."""
+        largest_tree = self.config.max_budget if self.config.budget == "auto" else self.config.budget
+        length = self.call.stopping_criteria.max_length
+        return None if length is None else length + self.call.num_hidden + largest_tree
+
+
+def context_length(model: Any) -> int | None:
+    """Most tokens the model is made for, as its configuration says; `None` when it does not."""
+    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
+def _curve(config: LookaheadConfig, measure: Callable[[], CostCurve]) -> CostCurve | None:
+    return measure() if config.budget == "auto" else None
+
+
+def _exact_capability(call: GenerateCall, config: LookaheadConfig) -> Capability:
+    """What `exact=True` verifies, or the refusal. Drafts or none, the answer is the same: so must be the bits."""
+    capability = capability_of(call.model, self_check=config.self_check)
+    sizes = exact_sizes(call.model, capability, call.plain_reason())
+    reason = f"exact: forwards of {', '.join(map(str, sizes))} tokens give the same bits"
+    return Capability(Mode.CHAIN, reason, can_batch=True)
