@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from numbers import Integral
 from typing import Any
@@ -125,12 +125,12 @@ class GenerateCall:
 
     @property
     def _extra_inputs(self) -> list[str]:
-        given = self.model_kwargs.items()
-        return sorted(name for name, value in given if name not in _KNOWN_INPUTS and value is not None)
+        given = (name for name, value in self.model_kwargs.items() if not _is_nothing(value))
+        return sorted(name for name in given if name not in _KNOWN_INPUTS)
 
     def _own_prompt_reason(self, prompt: OwnPrompt, is_recurrent: bool) -> str | None:
-        own = "a cache" if self.given_cache is not None else "position_ids"
-        what = ", ".join(self._extra_inputs) or f"{own} of the caller's own"
+        own = "a cache of the caller's own" if self.given_cache is not None else "position_ids other than 0, 1, 2 ..."
+        what = ", ".join(self._extra_inputs) or own
         if is_recurrent:
             return f"the model is given {what}, and keeps a recurrent state"
         if self.num_rows > 1:
@@ -155,19 +155,24 @@ class GenerateCall:
         return "the attention mask has holes" if bool((mask[row, left : len(mask[row]) - right] == 0).any()) else None
 
     def _has_own_positions(self) -> bool:
-        """Whether some row's text is not at the positions 0, 1, 2 ..."""
+        """Whether some row's text is not at the positions 0, 1, 2 ..., in all dimensions if it has several."""
         positions = self.model_kwargs.get("position_ids")
         if positions is None:
             return False
         length = self.input_ids.shape[1]
-        if positions.dim() != 2 or positions.shape[1] != length:
+        if positions.shape[-1] != length:
             return True
         for row in range(self.num_rows):
             left, right = self._padding(row)
-            given = positions[min(row, len(positions) - 1), left : length - right]
-            if not torch.equal(given, torch.arange(len(given), device=given.device)):
+            given = positions[..., min(row, positions.shape[-2] - 1), left : length - right]
+            if not torch.equal(given, torch.arange(given.shape[-1], device=given.device).expand_as(given)):
                 return True
         return False
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether an input says nothing, as what Transformers hands on of the images of a text without any."""
+    return value is None or (isinstance(value, Mapping) and not value)
 
 
 def _holds_text(cache: DynamicCache) -> bool:

@@ -190,6 +190,23 @@ def test_several_images_in_a_batch_decode_plainly():
     assert lookahead.last_stats.mode == "plain" and "for several rows" in lookahead.last_stats.reason
 
 
+@pytest.mark.parametrize("make", [qwen2_vl, qwen3_vl])
+def test_rows_of_text_alone(make):
+    """Their positions have several dimensions, all alike."""
+    model = built(make)
+    texts = prompts(3, seed=12)
+    longest = max(text.shape[1] for text in texts)
+    padded = [torch.nn.functional.pad(text, (longest - text.shape[1], 0)) for text in texts]
+    masks = [torch.nn.functional.pad(torch.ones_like(text), (longest - text.shape[1], 0)) for text in texts]
+    lookahead = pia.Lookahead(budget=8)
+    for _ in range(2):
+        out = model.generate(torch.cat(padded), attention_mask=torch.cat(masks), custom_generate=lookahead, **OPTIONS)
+        for row, text in zip(out, texts, strict=True):
+            alone = model.generate(text, attention_mask=torch.ones_like(text), **OPTIONS)
+            assert torch.equal(row[longest - text.shape[1] :], alone[0])
+    assert lookahead.last_stats.mode == "tree" and lookahead.last_stats.num_accepted > 0
+
+
 def test_a_chat_about_an_image_keeps_its_cache():
     model = built(llava)
     caches = hf.DynamicCache(), hf.DynamicCache()

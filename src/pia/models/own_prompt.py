@@ -109,6 +109,8 @@ class OwnPrompt:
         ids = torch.cat([self.input_ids, token], dim=1)
         fed: dict[str, Any] = self.model.prepare_inputs_for_generation(ids, next_sequence_length=1, **inputs)
         self._check_step(fed, cache)
+        if fed.get("mm_token_type_ids") is not None:  # older releases pass on those of the whole text
+            fed["mm_token_type_ids"] = fed["mm_token_type_ids"][:, -1:]
         return fed
 
     def _check_step(self, fed: dict[str, Any], cache: DynamicCache) -> None:
