@@ -17,6 +17,7 @@ _TINY = dict(vocab_size=97, hidden_size=16, num_hidden_layers=2, num_attention_h
 def test_the_table_has_every_family(run_here):
     shown = run_here("models").stdout
     assert all(family.name in shown for family in all_families())
+    assert "ChatGLM2 and ChatGLM3: Glm" in shown  # what pia convert makes of legacy checkpoints
     assert all(note in " ".join(shown.split()) for note in {family.note for family in all_families()})
 
 
@@ -29,6 +30,7 @@ def test_the_table_fits_a_narrow_terminal(run_here):
 def test_json_is_one_line(run_here):
     shown = run_here("models", "--json").stdout
     assert json.loads(shown)["families"] == [family.as_dict() for family in all_families()]
+    assert {"family": "InternLM2", "becomes": "Llama"} in json.loads(shown)["conversions"]
 
 
 @pytest.fixture

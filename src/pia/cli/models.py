@@ -33,19 +33,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `pia models`."""
-    if args.model is not None:
-        facts = _examine(args)
-    else:
-        from pia.models.families import all_families
-
-        facts = {"families": [family.as_dict() for family in all_families()]}
+    facts = _known() if args.model is None else _examine(args)
     if args.json:
         print(json.dumps(facts))
     elif args.model is not None:
         _show_model(facts)
     else:
         _show_families(facts["families"])
+        _show_conversions(facts["conversions"])
     return 0
+
+
+def _known() -> dict[str, Any]:
+    """The families that tests prove, and the legacy ones that can be made into such."""
+    from pia.models.convert.registry import converters
+    from pia.models.families import all_families
+
+    return {
+        "families": [family.as_dict() for family in all_families()],
+        "conversions": [{"family": converter.family, "becomes": converter.target} for converter in converters()],
+    }
 
 
 def _examine(args: argparse.Namespace) -> dict[str, Any]:
@@ -103,6 +110,12 @@ def _show_families(families: list[dict[str, Any]]) -> None:
     for number, note in enumerate(notes, start=1):
         console.print(f"{number}. {note}", markup=False, highlight=False)
     console.print(_MEANING, markup=False, highlight=False)
+
+
+def _show_conversions(conversions: list[dict[str, str]]) -> None:
+    print("\nCheckpoints made for remote code, and what `pia convert SRC DST` makes of them:")
+    for row in conversions:
+        print(f"  {row['family']}: {row['becomes']}")
 
 
 def _short(architecture: str) -> str:
