@@ -10,6 +10,8 @@ import torch
 import pia
 from pia.drafting.shape import ancestors
 from pia.drafting.tree import DraftTree
+from pia.models.positions import rope_types
+from pia.models.profile import capability_of
 from pia.models.runner import SlabRunner
 from toys import ToySource
 
@@ -69,9 +71,12 @@ def check_generation(model: Any, texts: list[torch.Tensor], *, num_new: int = 14
     for number, prompt in enumerate(texts):
         kwargs = {"max_new_tokens": num_new, "do_sample": False, "eos_token_id": None, **options}
         prompt = prompt.to(model.device)
+        forget_lengths(model)
         torch.manual_seed(number)
         expected = model.generate(prompt, **kwargs)
         lookahead = pia.Lookahead(cache=ToySource(expected[0].tolist(), 0.7, seed=number), budget=10)
+        capability_of(model, self_check=True)  # which feeds short texts
+        forget_lengths(model)
         torch.manual_seed(number)
         out = model.generate(prompt, custom_generate=lookahead, return_dict_in_generate=True, **kwargs)
         got = out.sequences
@@ -79,6 +84,13 @@ def check_generation(model: Any, texts: list[torch.Tensor], *, num_new: int = 14
         drafted += out.stats.num_drafted
         accepted += out.stats.num_accepted
     return drafted, accepted
+
+
+def forget_lengths(model: Any) -> None:
+    """Dynamic rope remembers the longest text until a short one comes, between calls of plain `generate` too."""
+    if "dynamic" in rope_types(model.config.get_text_config(decoder=True)):
+        with torch.no_grad():
+            model(input_ids=torch.tensor([[5]], device=model.device))
 
 
 def check_batch(model: Any, texts: list[torch.Tensor], *, num_new: int = 14, can_batch: bool = True) -> pia.Lookahead:

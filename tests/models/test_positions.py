@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from checks import forget_lengths
 from zoo import VOCAB
 
 import pia
@@ -94,12 +95,6 @@ def texts_of(model, length):
     forget_lengths(model)
     out = model.generate(prompt, custom_generate=lookahead, return_dict_in_generate=True, **options)
     return expected, out
-
-
-def forget_lengths(model):
-    """Dynamic rope remembers the longest text until a short one comes, between calls of plain `generate` too."""
-    with torch.no_grad():
-        model(torch.tensor([[5]]))
 
 
 @pytest.mark.parametrize("length", LENGTHS)
