@@ -131,6 +131,9 @@ def _curve(config: LookaheadConfig, measure: Callable[[], CostCurve]) -> CostCur
 def _exact_capability(call: GenerateCall, config: LookaheadConfig) -> Capability:
     """What `exact=True` verifies, or the refusal. Drafts or none, the answer is the same: so must be the bits."""
     capability = capability_of(call.model, self_check=config.self_check)
-    sizes = exact_sizes(call.model, capability, call.plain_reason())
+    reason = call.plain_reason()
+    if reason is None and call.own_prompt is not None:
+        reason = "the prompt is more than token ids, and is fed in the model's own way"
+    sizes = exact_sizes(call.model, capability, reason)
     reason = f"exact: forwards of {', '.join(map(str, sizes))} tokens give the same bits"
     return Capability(Mode.CHAIN, reason, can_batch=True)

@@ -271,6 +271,13 @@ def test_type_ids_are_continued():
     assert not torch.equal(out.sequences, model.generate(prompt, **OPTIONS))
 
 
+def test_exact_bits_are_refused_behind_other_prompts(llama):
+    """They are given for forwards of PIA's own, and the prompt's is the model's."""
+    embeds = llama.get_input_embeddings()(prompts(1)[0]).detach()
+    with pytest.raises(UnsupportedOptionError, match="more than token ids"):
+        llama.generate(inputs_embeds=embeds, **OPTIONS, custom_generate=pia.Lookahead(exact=True))
+
+
 _SMALL = dict(vocab_size=VOCAB, d_model=16, pad_token_id=0, eos_token_id=2, decoder_start_token_id=1)
 _LAYERS = dict(
     encoder_layers=1,
