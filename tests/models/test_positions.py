@@ -9,6 +9,7 @@ from checks import forget_lengths
 from zoo import VOCAB
 
 import pia
+import pia.plan
 from pia.models import runner
 from pia.models.capability import declared_capability
 from pia.models.positions import NO_LIMITS, PositionLimits, lost_text_reason
@@ -117,7 +118,7 @@ def test_without_the_limits_outputs_are_wrong(model, monkeypatch):
     if lost_text_reason(model):
         pytest.skip("decoded plainly")
     monkeypatch.setattr(PositionLimits, "max_depth", lambda self, position: None)
-    monkeypatch.setattr(pia.lookahead, "context_length", lambda model: None)
+    monkeypatch.setattr(pia.plan, "context_length", lambda model: None)
     monkeypatch.setattr(runner, "position_limits", lambda model: NO_LIMITS)
     outcomes = [texts_of(model, length) for length in LENGTHS]
     assert not all(torch.equal(out.sequences, expected) for expected, out in outcomes)
