@@ -9,6 +9,8 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 TRANSFORMERS ?= transformers>=5.19
 PYTEST_ARGS ?=
+# Files of tests run side by side, each on one thread: tiny models gain nothing from more.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 BIN := $(VENV)/bin
 BUILD := build/$(notdir $(abspath $(VENV)))
@@ -40,10 +42,10 @@ demo: $(VENV)/.installed
 	@$(BIN)/pia demo
 
 test: $(VENV)/.installed
-	@$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
+	@$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 test-all: $(VENV)/.installed
-	@$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	@$(PYTEST) $(PYTEST_ARGS)
 
 test-oldest:
 	@$(MAKE) --no-print-directory test VENV=.venv-oldest TRANSFORMERS="transformers==5.19.*"

@@ -13,7 +13,9 @@ from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer, T
 from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingCriteriaList
 
 import pia
+from pia.drafting.budget import CostCurve
 from pia.errors import CacheMismatchError, ModelError, PromptError, UnsupportedOptionError
+from pia.models import profile
 from toys import ToySource, prompts, tiny_model
 
 GREEDY = {"do_sample": False, "max_new_tokens": 20}
@@ -248,9 +250,10 @@ def test_smaller_vocabulary_than_the_models_embeddings(llama):
         assert torch.equal(out, expected)
 
 
-def test_drafts_that_never_pay_are_not_verified(llama):
+def test_drafts_that_never_pay_are_not_verified(monkeypatch):
     """Random text: the engine stops drafting and says how often it verified anything."""
-    prompt = prompts(1, seed=80)[0]
+    monkeypatch.setattr(profile, "measure_costs", lambda *args, **kwargs: CostCurve([1, 64], [1.0, 4.0]))
+    llama, prompt = tiny_model("llama"), prompts(1, seed=80)[0]
     source = ToySource(llama.generate(prompt, do_sample=False, max_new_tokens=200, eos_token_id=None)[0].tolist(), 0.0)
     lookahead = pia.Lookahead(cache=source)
     for _ in range(2):
@@ -408,7 +411,6 @@ def test_bfloat16_runs():
 
 
 def test_costs_are_measured_once_for_a_model(monkeypatch):
-    from pia.models import profile
 
     calls = []
     measure = profile.measure_costs
