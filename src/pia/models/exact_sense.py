@@ -9,6 +9,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from pia.drafting.tree import DraftTree
+from pia.models.distance import rms_distance
 from pia.models.exact import ExactRunner
 
 _PROMPT_LENGTH = 37
@@ -25,7 +26,7 @@ def distance_from_text(model: Any) -> tuple[float, float]:
     ids = torch.randint(0, vocab_size, (1, _LENGTH), generator=generator).to(model.device)
     expected = model(input_ids=ids, use_cache=False).logits[0, _PROMPT_LENGTH:].double()
     scale = float(expected.std())
-    errors = (_distance(logits, expected) / scale for logits in (_exact(model, ids), _ordinary(model, ids)))
+    errors = (rms_distance(logits, expected) / scale for logits in (_exact(model, ids), _ordinary(model, ids)))
     return next(errors), next(errors)
 
 
@@ -50,8 +51,3 @@ def _ordinary(model: Any, ids: torch.Tensor) -> torch.Tensor:
     parts = [ids[:, :_PROMPT_LENGTH], *torch.split(ids[:, _PROMPT_LENGTH:], 1, dim=1)]
     logits = [model(input_ids=part, past_key_values=cache, use_cache=True).logits[0, -1:] for part in parts]
     return torch.cat(logits[1:])
-
-
-def _distance(logits: torch.Tensor, expected: torch.Tensor) -> float:
-    """Root mean square difference of the worst row."""
-    return float((logits.double() - expected).square().mean(dim=-1).sqrt().max())

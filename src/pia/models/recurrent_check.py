@@ -9,6 +9,7 @@ import torch
 from transformers import GenerationConfig
 
 from pia.drafting.tree import DraftTree
+from pia.models.distance import rms_distance
 from pia.models.placement import input_device
 from pia.models.recurrent import RecurrentRunner
 from pia.models.runner import StockRunner
@@ -31,11 +32,11 @@ def recurrent_errors(model: Any) -> tuple[float, float]:
     text = _example_text(model)
     plain = _plain_rows(model, text)
     scale = float(plain.double().std())
-    error = _distance(_chain_rows(model, text), plain) / scale
+    error = rms_distance(_chain_rows(model, text), plain) / scale
     if model.dtype in (torch.float32, torch.float64):
         return error, 0.0
     whole = model(input_ids=torch.tensor([text], device=input_device(model)), use_cache=False).logits[0]
-    return error, _distance(plain, whole[_PROMPT_LENGTH - 1 :]) / scale
+    return error, rms_distance(plain, whole[_PROMPT_LENGTH - 1 :]) / scale
 
 
 def _chain_rows(model: Any, text: list[int]) -> torch.Tensor:
@@ -93,8 +94,3 @@ def _chain(token_ids: list[int]) -> DraftTree:
     parents = np.arange(-1, size - 1, dtype=np.int32)
     probs = np.ones(size, dtype=np.float32)
     return DraftTree(np.asarray(token_ids, dtype=np.int32), parents, probs, np.zeros(size, dtype=np.uint8))
-
-
-def _distance(logits: torch.Tensor, expected: torch.Tensor) -> float:
-    """Root mean square difference of the worst row, `[rows, vocab]` each."""
-    return float((logits.double() - expected.double()).square().mean(dim=-1).sqrt().max())

@@ -10,6 +10,7 @@ import torch
 
 from pia.drafting.tree import DraftTree
 from pia.models.capability import Capability, Mode
+from pia.models.distance import rms_distance
 from pia.models.placement import compute_dtype, input_device
 from pia.models.recurrent_check import recurrent_errors
 from pia.models.runner import SlabRunner
@@ -69,10 +70,10 @@ def _errors(model: Any, *, can_branch: bool) -> tuple[float, float]:
     expected = model(input_ids=torch.tensor(texts, device=input_device(model)), use_cache=False).logits
     scale = float(expected.double().std())
     start = prompt.shape[1] - 1
-    error = _distance(rows[1], expected[-1, -1:])
+    error = rms_distance(rows[1], expected[-1, -1:])
     for path, logits in zip(leaf_paths, expected, strict=True):
         fed = [0, *(node + 1 for node in path)]
-        error = _worst(error, _distance(rows[0][fed], logits[start : start + len(fed)]))
+        error = _worst(error, rms_distance(rows[0][fed], logits[start : start + len(fed)]))
     return error / scale, _plain_noise(model, prompt, texts[-1], expected[-1]) / scale
 
 
@@ -84,16 +85,8 @@ def _plain_noise(model: Any, prompt: torch.Tensor, text: list[int], expected: to
     for position in range(prompt.shape[1] - 1, len(text)):
         logits = runner.forward([text[position]], [DraftTree.empty()])[0]
         runner.keep([[0]])
-        error = _worst(error, _distance(logits, expected[position : position + 1]))
+        error = _worst(error, rms_distance(logits, expected[position : position + 1]))
     return error
-
-
-def _distance(logits: torch.Tensor, expected: torch.Tensor) -> float:
-    """Root mean square difference of the worst row, `[rows, vocab]` each.
-
-    Not the largest single difference, which grows with the vocabulary.
-    """
-    return float((logits.double() - expected.double()).square().mean(dim=-1).sqrt().max())
 
 
 def _worst(a: float, b: float) -> float:

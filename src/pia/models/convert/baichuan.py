@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pia.models.convert.chat_templates import baichuan_template
 from pia.models.convert.converter import Shape
-from pia.models.convert.llama_like import LlamaLike, Sizes, llama_config, llama_layer_shapes
+from pia.models.convert.llama_like import LlamaLike, llama_config, llama_layer_shapes
 from pia.models.convert.sentencepiece_tokenizer import sentencepiece_tokenizer
 
 if TYPE_CHECKING:
@@ -47,19 +47,6 @@ class Baichuan7B(LlamaLike):
     @classmethod
     def recognises(cls, source: Mapping[str, Any]) -> bool:
         return is_baichuan(source) and not has_alibi(source)
-
-    @property
-    def sizes(self) -> Sizes:
-        hidden, heads = self.field("hidden_size"), self.field("num_attention_heads")
-        return Sizes(
-            vocab=self.field("vocab_size"),
-            hidden=hidden,
-            intermediate=self.field("intermediate_size"),
-            layers=self.field("num_hidden_layers"),
-            heads=heads,
-            kv_heads=heads,
-            head=hidden // heads,
-        )
 
     def config(self) -> dict[str, Any]:
         self.must_be("hidden_act", "silu", default="silu")

@@ -53,9 +53,18 @@ class LlamaLike(Converter):
     """Original names within a layer that only change their name; what is not here keeps it."""
 
     @property
-    @abstractmethod
     def sizes(self) -> Sizes:
-        """The sizes that the original configuration tells."""
+        """The sizes that the original configuration tells, by the names that most families use."""
+        hidden, heads = self.field("hidden_size"), self.field("num_attention_heads")
+        return Sizes(
+            vocab=self.field("vocab_size"),
+            hidden=hidden,
+            intermediate=self.field("intermediate_size"),
+            layers=self.field("num_hidden_layers"),
+            heads=heads,
+            kv_heads=self.source.get("num_key_value_heads") or heads,
+            head=hidden // heads,
+        )
 
     @abstractmethod
     def layer_shapes(self) -> dict[str, Shape]:

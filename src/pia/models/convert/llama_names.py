@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pia.models.convert.converter import Shape
-from pia.models.convert.llama_like import LlamaLike, Sizes, llama_config, llama_layer_shapes
+from pia.models.convert.llama_like import LlamaLike, llama_config, llama_layer_shapes
 from pia.models.convert.sentencepiece_tokenizer import sentencepiece_tokenizer
 
 if TYPE_CHECKING:
@@ -27,19 +27,6 @@ class LlamaByAnotherName(LlamaLike):
     @classmethod
     def recognises(cls, source: Mapping[str, Any]) -> bool:
         return source.get("model_type") in ("xverse", "Yi") and "num_experts" not in source
-
-    @property
-    def sizes(self) -> Sizes:
-        hidden, heads = self.field("hidden_size"), self.field("num_attention_heads")
-        return Sizes(
-            vocab=self.field("vocab_size"),
-            hidden=hidden,
-            intermediate=self.field("intermediate_size"),
-            layers=self.field("num_hidden_layers"),
-            heads=heads,
-            kv_heads=self.source.get("num_key_value_heads") or heads,
-            head=hidden // heads,
-        )
 
     def config(self) -> dict[str, Any]:
         self.must_be("hidden_act", "silu", default="silu")
