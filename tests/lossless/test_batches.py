@@ -325,6 +325,13 @@ def test_odd_seeds_are_refused(seeds):
         tiny_model("llama").generate(batch, seeds=seeds, do_sample=True, custom_generate=pia.Lookahead())
 
 
+def test_seeds_are_refused_where_pia_is_off():
+    model = pia.accelerate(tiny_model("llama"))
+    batch = torch.cat(prompts(1, seed=49, longest=9) * 2)
+    with pytest.raises(UnsupportedOptionError, match="use_lookahead is off"):
+        model.generate(batch, seeds=[1, 2], do_sample=True, decoding_kwargs={"use_lookahead": False})
+
+
 def test_what_cannot_be_taken_apart_is_left_to_transformers():
     """And with seeds, which Transformers has no place for, it is refused."""
     model = tiny_model("llama")

@@ -86,7 +86,7 @@ def _processor_for_row(processor: Any, row: int, num_rows: int, num_padding: int
         return own
     if isinstance(processor, PrefixConstrainedLogitsProcessor):
         return _constrained(processor, row // processor._num_beams)
-    if isinstance(processor, RepetitionPenaltyLogitsProcessor):
+    if type(processor) is RepetitionPenaltyLogitsProcessor:
         own = copy(processor)
         if isinstance(getattr(processor, "prompt_ignore_length", None), torch.Tensor):  # the padding of each row
             own.prompt_ignore_length = num_padding
