@@ -60,7 +60,7 @@ class GenerateCall:
         """The rule that picks a row's tokens: processors, sampling, and what to record."""
         returns_dict = bool(self.config.return_dict_in_generate)
         return TokenChooser(
-            processors_for_row(self.logits_processor, row, self.num_rows, sum(self._padding(row))),
+            processors_for_row(self.logits_processor, row, self.num_rows, shift=self._padding(row)[1]),
             do_sample=bool(self.config.do_sample),
             keep_scores=returns_dict and bool(self.config.output_scores),
             keep_logits=returns_dict and bool(self.config.output_logits),

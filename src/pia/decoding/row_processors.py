@@ -38,21 +38,21 @@ _SHARED = (torch.nn.Module, PreTrainedTokenizerBase)
 """What a processor may use and does not change: too large to have a copy for each row."""
 
 
-def processors_for_row(processors: Any, row: int, num_rows: int, num_padding: int = 0) -> Any:
+def processors_for_row(processors: Any, row: int, num_rows: int, shift: int = 0) -> Any:
     """The processors of one row; a call with one row uses the caller's own.
 
     Args:
         processors: of the call.
         row: which row.
         num_rows: rows of the call.
-        num_padding: tokens of padding in front of the row's text.
+        shift: by how many places the row's text has moved to the right, past padding that stood behind it.
 
     Raises:
         RowsInStepError: one of them can only work on all rows together.
     """
     if num_rows == 1:
         return processors
-    return LogitsProcessorList([_processor_for_row(part, row, num_rows, num_padding) for part in processors])
+    return LogitsProcessorList([_processor_for_row(part, row, num_rows, shift) for part in processors])
 
 
 def criteria_for_row(criteria: Iterable[Any], row: int, num_rows: int) -> list[Any]:
@@ -73,7 +73,7 @@ def _criterion_for_row(criterion: Any, row: int, num_rows: int) -> Any:
     return _copied(criterion) if _is_of_transformers(criterion) else _CriterionOfRow(criterion, row, num_rows)
 
 
-def _processor_for_row(processor: Any, row: int, num_rows: int, num_padding: int) -> Any:
+def _processor_for_row(processor: Any, row: int, num_rows: int, shift: int) -> Any:
     if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
         raise RowsInStepError("classifier-free guidance runs the model on all rows together")
     if isinstance(processor, EncoderRepetitionPenaltyLogitsProcessor):
@@ -88,8 +88,9 @@ def _processor_for_row(processor: Any, row: int, num_rows: int, num_padding: int
         return _constrained(processor, row // processor._num_beams)
     if type(processor) is RepetitionPenaltyLogitsProcessor:
         own = copy(processor)
-        if isinstance(getattr(processor, "prompt_ignore_length", None), torch.Tensor):  # the padding of each row
-            own.prompt_ignore_length = num_padding
+        ignored = getattr(processor, "prompt_ignore_length", None)
+        if ignored is not None:  # for all rows, or in a tensor for each: where its text begins
+            own.prompt_ignore_length = shift + int(ignored if isinstance(ignored, int) else ignored[row])
         return own
     return _copied(processor) if _is_of_transformers(processor) else _ProcessorOfRow(processor, row, num_rows)
 
