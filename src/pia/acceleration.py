@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import GenerationMixin
 
-from pia.errors import ModelError
+from pia.errors import ModelError, UnsupportedOptionError
 from pia.generate_call import with_stop_criterion
 from pia.lookahead import Lookahead
 
@@ -60,6 +60,8 @@ def _generate(model: Any, original: Any, lookahead: Lookahead, *args: Any, **kwa
     if decoding_kwargs is not None and not decoding_kwargs.get("use_lookahead", True):
         del kwargs["decoding_kwargs"]
         kwargs.pop("predicted_output_ids", None)  # only drafts have a use for it
+        if kwargs.pop("seeds", None) is not None:
+            raise UnsupportedOptionError("seeds need PIA, and use_lookahead is off: leave one of them out")
         return original(*args, **kwargs)
     kwargs.update(zip(_POSITIONAL, args, strict=False))
     return original(custom_generate=lookahead, **with_stop_criterion(model, kwargs))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from functools import cached_property
 from numbers import Integral
 from typing import Any
@@ -60,7 +60,7 @@ class GenerateCall:
         """The rule that picks a row's tokens: processors, sampling, and what to record."""
         returns_dict = bool(self.config.return_dict_in_generate)
         return TokenChooser(
-            processors_for_row(self.logits_processor, row, self.num_rows),
+            processors_for_row(self.logits_processor, row, self.num_rows, shift=self._padding(row)[1]),
             do_sample=bool(self.config.do_sample),
             keep_scores=returns_dict and bool(self.config.output_scores),
             keep_logits=returns_dict and bool(self.config.output_logits),
@@ -74,7 +74,7 @@ class GenerateCall:
         """
         left, right = self._padding(row) if strip_padding else (0, 0)
         ids = self.input_ids[row : row + 1].roll(right, dims=1)
-        criteria = criteria_for_row(self.stopping_criteria, self.num_rows)
+        criteria = criteria_for_row(self.stopping_criteria, row, self.num_rows)
         return Request(ids, Stopping(criteria), num_padding=left + right)
 
     @property
@@ -208,12 +208,17 @@ def row_generators(call: GenerateCall, seeds: Sequence[int] | None) -> list[torc
         if call.num_rows == 1 or not call.config.do_sample:
             return [None] * call.num_rows
         seeds = torch.randint(2**63 - 1, (call.num_rows,)).tolist()
-    is_whole = all(isinstance(seed, Integral) and not isinstance(seed, bool) for seed in seeds)
-    if not is_whole or len(seeds) != call.num_rows:
+    if not isinstance(seeds, Sized) or len(seeds) != call.num_rows or not all(map(_is_seed, seeds)):
         raise UnsupportedOptionError(
-            f"seeds must be whole numbers, one for each of the {call.num_rows} rows of the call"
+            "seeds must be a list of whole numbers of at most 64 bits, "
+            f"one for each of the {call.num_rows} rows of the call"
         )
     return [torch.Generator(call.input_ids.device).manual_seed(int(seed)) for seed in seeds]
+
+
+def _is_seed(seed: Any) -> bool:
+    """Whether torch takes this as a seed."""
+    return isinstance(seed, Integral) and not isinstance(seed, bool) and -(2**63) <= int(seed) < 2**64
 
 
 def caller_argument(name: str) -> Any:

@@ -134,6 +134,8 @@ def _exact_capability(call: GenerateCall, config: LookaheadConfig) -> Capability
     reason = call.plain_reason()
     if reason is None and call.own_prompt is not None:
         reason = "the prompt is more than token ids, and is fed in the model's own way"
+    if reason is None and capability.positions.refill_at is not None:
+        reason = capability.positions.reason
     sizes = exact_sizes(call.model, capability, reason)
     reason = f"exact: forwards of {', '.join(map(str, sizes))} tokens give the same bits"
-    return Capability(Mode.CHAIN, reason, can_batch=True)
+    return Capability(Mode.CHAIN, reason, can_batch=True, positions=capability.positions)

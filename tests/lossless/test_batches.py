@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -219,6 +221,78 @@ def test_a_prefix_constraint_is_asked_for_its_row():
     assert torch.equal(out, expected)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_repetition_penalty_passes_over_the_padding(side):
+    """Transformers tells it where each row's text begins, in a tensor with an entry for each row."""
+    model, rows = tiny_model("llama"), prompts(4, seed=54, longest=16)
+    options = {**GREEDY, "repetition_penalty": 1.3}
+    batch, mask = padded(rows, side)
+    out = model.generate(batch, attention_mask=mask, custom_generate=pia.Lookahead(budget=6), **options)
+    for row, generated in zip(rows, out, strict=True):
+        alone = model.generate(row, **options)[0, row.shape[1] :]
+        assert trimmed(generated[batch.shape[1] :]) == trimmed(alone)
+
+
+def test_processors_and_criteria_may_treat_each_row_in_its_own_way():
+    model, batch = tiny_model("llama"), torch.cat(prompts(1, seed=55, longest=9) * 4)
+
+    def bans(input_ids, scores):
+        for row in range(len(scores)):
+            scores[row, 10 + 20 * row :] = -torch.inf
+        return scores
+
+    def stops(input_ids, scores, **_):
+        return torch.arange(len(input_ids)) < input_ids.shape[1] - batch.shape[1] - 3
+
+    options = {**GREEDY, "logits_processor": [bans], "stopping_criteria": [stops], "pad_token_id": 0}
+    expected = model.generate(batch, **options)
+    out = model.generate(batch, custom_generate=pia.Lookahead(budget=6), **options)
+    assert torch.equal(out, expected)
+    assert len({len(trimmed(row[batch.shape[1] :], eos=0)) for row in out}) > 1
+
+
+class StopsWhenTold(StoppingCriteria):
+    """Stops every row once a flag is set, as another thread would set it."""
+
+    is_cancelled = False
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return torch.full((input_ids.shape[0],), self.is_cancelled)
+
+
+def test_a_flag_that_is_set_meanwhile_ends_all_rows():
+    model, criterion = tiny_model("llama"), StopsWhenTold()
+    batch = torch.cat(prompts(3, seed=56, longest=2))
+
+    def sets_the_flag(input_ids, scores):
+        criterion.is_cancelled = input_ids.shape[1] >= batch.shape[1] + 5
+        return scores
+
+    options = {"logits_processor": [sets_the_flag], "stopping_criteria": [criterion], "eos_token_id": None}
+    out = model.generate(batch, custom_generate=pia.Lookahead(budget=0), **GREEDY, **options)
+    assert batch.shape[1] + 5 <= out.shape[1] < batch.shape[1] + NUM_NEW
+
+
+class UsesModel(LogitsProcessor):
+    """Holds a model, which is too large for a copy in each row."""
+
+    seen: ClassVar[set[int]] = set()
+
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, input_ids, scores):
+        UsesModel.seen.add(id(self.model))
+        return scores
+
+
+def test_a_model_that_a_processor_holds_is_not_copied():
+    model, batch = tiny_model("llama"), torch.cat(prompts(1, seed=57, longest=9) * 3)
+    UsesModel.seen.clear()
+    model.generate(batch, logits_processor=[UsesModel(model)], custom_generate=pia.Lookahead(budget=0), **GREEDY)
+    assert UsesModel.seen == {id(model)}
+
+
 def test_scores_are_those_of_plain_decoding():
     model = tiny_model("llama")
     batch = torch.tensor(np.random.default_rng(5).integers(3, VOCAB, (3, 7)))
@@ -244,11 +318,18 @@ def test_a_prediction_for_each_row():
         model.generate(batch, predicted_output_ids=told[:2], custom_generate=pia.Lookahead(), **options)
 
 
-@pytest.mark.parametrize("seeds", [[1, 2], [1, 2, "x"], [1, 2, True]])
+@pytest.mark.parametrize("seeds", [[1, 2], [1, 2, "x"], [1, 2, True], [1, 2, 2**64], 3])
 def test_odd_seeds_are_refused(seeds):
     batch = torch.cat(prompts(1, seed=49, longest=9) * 3)
     with pytest.raises(UnsupportedOptionError, match="one for each of the 3 rows"):
         tiny_model("llama").generate(batch, seeds=seeds, do_sample=True, custom_generate=pia.Lookahead())
+
+
+def test_seeds_are_refused_where_pia_is_off():
+    model = pia.accelerate(tiny_model("llama"))
+    batch = torch.cat(prompts(1, seed=49, longest=9) * 2)
+    with pytest.raises(UnsupportedOptionError, match="use_lookahead is off"):
+        model.generate(batch, seeds=[1, 2], do_sample=True, decoding_kwargs={"use_lookahead": False})
 
 
 def test_what_cannot_be_taken_apart_is_left_to_transformers():

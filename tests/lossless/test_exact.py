@@ -7,7 +7,16 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+)
 
 import pia
 from pia.assets import demo_cache_path, demo_questions
@@ -35,6 +44,17 @@ def gemma3() -> torch.nn.Module:
         **_ROTARY | {"num_hidden_layers": 2}, head_dim=8, sliding_window=8, layer_types=layer_types
     )
     return Gemma3ForCausalLM(config).eval()
+
+
+LONGROPE = dict(
+    rope_type="longrope",
+    rope_theta=10000.0,
+    short_factor=[1.0, 1.1, 1.2, 1.3],
+    long_factor=[3.0, 5.0, 7.0, 9.0],
+    factor=4.0,
+    original_max_position_embeddings=48,
+)
+"""Other frequencies from position 48 on."""
 
 
 def generate(model, prompt, lookahead, **options):
@@ -303,3 +323,23 @@ def test_the_tiny_models_say_many_things():
     model = tiny_model("llama").to(torch.bfloat16)
     seen = {t for p in prompts(6) for t in generate(model, p, lookahead).sequences[0, p.shape[1] :].tolist()}
     assert len(seen) > VOCAB // 4
+
+
+@pytest.mark.parametrize("length", [42, 43, 44])
+def test_no_draft_crosses_a_change_of_frequencies(length):
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**_ROTARY, rope_parameters=LONGROPE)).eval()
+    prompt = torch.tensor(np.random.default_rng(length).integers(3, VOCAB, (1, length)))
+    expected = generate(model, prompt, pia.Lookahead(exact=True, budget=0), eos_token_id=None)
+    truth = ToySource(expected.sequences[0].tolist(), 1.0, width=1)
+    out = generate(model, prompt, pia.Lookahead(cache=truth, exact=True, budget=5), eos_token_id=None)
+    assert_same_bits(out, expected)
+    assert out.stats.num_accepted > 20
+
+
+def test_a_text_that_is_fed_anew_is_refused():
+    torch.manual_seed(0)
+    options = dict(rope_parameters=LONGROPE, original_max_position_embeddings=48)
+    model = Phi3ForCausalLM(Phi3Config(**_ROTARY | options)).eval()
+    with pytest.raises(UnsupportedOptionError, match="fed anew"):
+        generate(model, prompts(1)[0], pia.Lookahead(exact=True))

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pia.drafting.budget import BudgetPolicy, Calibrator, CostCurve
+from pia.drafting.separate_budget import SeparateBudgetPolicy
 from pia.drafting.tree import DraftTree
 
 
@@ -94,3 +95,15 @@ def test_fixed_size():
     assert BudgetPolicy(None, max_nodes=0, fixed=0).limit == 0
     with pytest.raises(ValueError, match="cost curve or a fixed size"):
         BudgetPolicy(None, max_nodes=3)
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 4, 8])
+def test_rows_with_forwards_of_their_own_rest_as_one_row_does(num_rows):
+    """Looking for drafts pauses after steps that paid nothing, however many rows each step has."""
+    policy = SeparateBudgetPolicy(CostCurve([1, 64], [1.0, 64.0]), max_nodes=16)
+    limits = []
+    for _ in range(28):
+        limits.append(policy.limit)
+        policy.choose_rows([np.array([0.01], np.float32)] * num_rows)
+    assert all(limits[:16])
+    assert [limit > 0 for limit in limits[16:]] == [True, False, False, False] * 3

@@ -15,7 +15,9 @@ class SeparateBudgetPolicy(BudgetPolicy):
     _sizes: Sequence[int] = ()
 
     def choose_rows(self, probs: Sequence[np.ndarray]) -> list[int]:
+        unpaid_steps = self._unpaid_steps
         self._sizes = [super(SeparateBudgetPolicy, self).choose_rows([row])[0] for row in probs]
+        self._unpaid_steps = 0 if any(self._sizes) else unpaid_steps + 1  # a step counts once, whatever its rows
         return list(self._sizes)
 
     def observe_payoff(self, num_verified: int, num_accepted: int) -> None:
