@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import ClassVar
 
 import numpy as np
@@ -357,3 +358,29 @@ def test_a_broken_off_batch_leaves_no_trace():
     with pytest.raises(RuntimeError, match="enough"):
         model.generate(batch, stopping_criteria=[fail], custom_generate=pia.Lookahead(cache), **GREEDY)
     assert cache.num_tokens == 0
+
+
+def test_an_event_ends_a_batch():
+    """What threads talk by cannot be copied, so the rows share it."""
+    model, batch, cancelled = tiny_model("llama"), torch.cat(prompts(1, seed=52, longest=9) * 3), threading.Event()
+
+    class Cancelled(StoppingCriteria):
+        def __init__(self):
+            self.event, self.calls = cancelled, 0
+
+        def __call__(self, input_ids, scores, **kwargs):
+            self.calls += 1
+            if self.calls == 3:
+                self.event.set()
+            return torch.full((input_ids.shape[0],), self.event.is_set())
+
+    lookahead = pia.Lookahead(budget=0)
+    out = model.generate(
+        batch,
+        stopping_criteria=StoppingCriteriaList([Cancelled()]),
+        eos_token_id=None,
+        custom_generate=lookahead,
+        **GREEDY,
+    )
+    assert lookahead.last_stats.mode == "tree"  # not left to Transformers
+    assert out.shape[1] == batch.shape[1] + 3

@@ -9,6 +9,7 @@ rows as the call has, all of them the one that is to be processed, and asked for
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from copy import copy, deepcopy
 from functools import partial
@@ -34,8 +35,8 @@ from transformers.generation.stopping_criteria import (
 from pia.errors import RowsInStepError
 
 _WITHOUT_STATE = (EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria, StopStringCriteria)
-_SHARED = (torch.nn.Module, PreTrainedTokenizerBase)
-"""What a processor may use and does not change: too large to have a copy for each row."""
+_SHARED = (torch.nn.Module, PreTrainedTokenizerBase, threading.Event, type(threading.Lock()), type(threading.RLock()))
+"""What rows have in common: what is too large to be copied and is only used, and what threads talk by."""
 
 
 def processors_for_row(processors: Any, row: int, num_rows: int, shift: int = 0) -> Any:
