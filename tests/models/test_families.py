@@ -21,14 +21,11 @@ WHOLE = (
     "qwen3", "qwen3_moe", "deepseek_v3", "gpt_oss", "llama4_text", "gpt_neox", "falcon", "falcon (alibi)", "cohere2",
     "olmo3", "granite", "glm4", "smollm3", "starcoder2", "mpt", "stablelm", "deepseek_v32", "gpt_neo",
 )  # fmt: skip
-"""Families checked in every respect in the quick suite; the others in every respect only in the slow one."""
+"""Families that are shown more prompts in the quick suite."""
 NO_FLOAT64 = {"xglm"}
 """Models of Transformers that fail in float64 by themselves."""
 
 families = pytest.mark.parametrize("name", sorted(ROWS))
-whole_families = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in WHOLE else [pytest.mark.slow]) for name in sorted(ROWS)]
-)
 
 
 @cache
@@ -104,14 +101,14 @@ def test_greedy_output_over_50_prompts(name):
     assert_drafts_counted(name, drafted, accepted)
 
 
-@whole_families
+@families
 def test_sampled_output_is_that_of_plain_generate(name):
     texts = prompts(2, VOCAB, seed=27)
     drafted, accepted = check_generation(model_of(name), texts, do_sample=True, temperature=0.8, top_k=20)
     assert_drafts_counted(name, drafted, accepted)
 
 
-@whole_families
+@families
 def test_rows_of_a_batch_are_as_alone(name):
     lookahead = check_batch(model_of(name), prompts(5, VOCAB, seed=37), can_batch=ROWS[name].can_batch)
     stats = lookahead.last_stats
