@@ -14,15 +14,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.cache_utils import DynamicCache
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.utils.generic import can_return_tuple
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.output_capturing import capture_outputs
 
-from pia.models.modeling.blocks import PackedAttention, additive_mask, at_least_float32, kept_rows, text_positions
+from pia.models.modeling.blocks import PackedAttention, PreNormLayer, additive_mask, at_least_float32, text_positions
+from pia.models.modeling.causal_lm import LogitsForward, OwnPreTrainedModel
 from pia.models.modeling.slots import cached_length, num_slots, remember
 
 _FARTHEST = 1 << 15
@@ -107,7 +106,7 @@ class Baichuan13BMLP(nn.Module):
         return output
 
 
-class Baichuan13BDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
+class Baichuan13BDecoderLayer(PreNormLayer):
     """Attention and feed-forward, each behind a norm."""
 
     def __init__(self, config: Baichuan13BConfig, layer_idx: int) -> None:
@@ -117,31 +116,17 @@ class Baichuan13BDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
         self.post_attention_layernorm = Baichuan13BRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = Baichuan13BMLP(config)
 
-    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor, past_key_values: Any = None) -> torch.Tensor:
-        hidden_states = hidden_states + self.self_attn(self.input_layernorm(hidden_states), mask, past_key_values)[0]
-        output: torch.Tensor = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
-        return output
 
-
-class Baichuan13BPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
+class Baichuan13BPreTrainedModel(OwnPreTrainedModel):
     """What Transformers wants to know of the family."""
 
     config: Baichuan13BConfig
     config_class = Baichuan13BConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["Baichuan13BDecoderLayer"]
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
-    _supports_sdpa = True
     _can_record_outputs: ClassVar[dict[str, Any]] = {
         "hidden_states": Baichuan13BDecoderLayer,
         "attentions": PackedAttention,
     }
-
-    @staticmethod
-    def create_masks_for_generate(attention_mask: torch.Tensor | None = None, **_: Any) -> torch.Tensor | None:
-        """Leaves masks to the forward, static caches or not."""
-        return attention_mask
 
 
 class Baichuan13BModel(Baichuan13BPreTrainedModel):
@@ -199,7 +184,7 @@ class Baichuan13BModel(Baichuan13BPreTrainedModel):
         return nn.functional.pad(positions, (0, unused))
 
 
-class Baichuan13BForCausalLM(Baichuan13BPreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class Baichuan13BForCausalLM(LogitsForward, Baichuan13BPreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """Baichuan-13B or Baichuan2-13B with its output matrix."""
 
     def __init__(self, config: Baichuan13BConfig) -> None:
@@ -207,38 +192,3 @@ class Baichuan13BForCausalLM(Baichuan13BPreTrainedModel, GenerationMixin):  # ty
         self.model = Baichuan13BModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-
-    @can_return_tuple  # type: ignore[untyped-decorator]
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: Any = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Logits `[rows, q, vocab]` of the tokens fed, or of the last `logits_to_keep`."""
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
-        logits = self.lm_head(kept_rows(outputs.last_hidden_state, logits_to_keep))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )

@@ -1,4 +1,4 @@
-"""Parts that our modeling files share: attention over packed projections, and the masks of plain calls."""
+"""Parts that our modeling files share: layers with attention over packed projections, and the masks of plain calls."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
@@ -40,6 +41,15 @@ class PackedAttention(nn.Module):
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         output, weights = attend(self, query, key, value, mask, scaling=self.scaling, dropout=0.0)
         return self.o_proj(output.flatten(2)), weights
+
+
+class PreNormLayer(GradientCheckpointingLayer):  # type: ignore[misc]
+    """Attention and feed-forward, each behind a norm; subclasses say which."""
+
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor, past_key_values: Any = None) -> torch.Tensor:
+        hidden_states = hidden_states + self.self_attn(self.input_layernorm(hidden_states), mask, past_key_values)[0]
+        output: torch.Tensor = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        return output
 
 
 def eager_attention(

@@ -23,16 +23,15 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.cache_utils import DynamicCache
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.utils.generic import can_return_tuple
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.output_capturing import capture_outputs
 
 from pia.errors import PromptError
-from pia.models.modeling.blocks import PackedAttention, additive_mask, kept_rows, text_positions
+from pia.models.modeling.blocks import PackedAttention, PreNormLayer, additive_mask, text_positions
+from pia.models.modeling.causal_lm import LogitsForward, OwnPreTrainedModel
 from pia.models.modeling.slots import cached_length, num_slots, remember
 
 _NO_PIECE = 1 << 30
@@ -79,7 +78,7 @@ class Glm10BMLP(nn.Module):
         return output
 
 
-class Glm10BLayer(GradientCheckpointingLayer):  # type: ignore[misc]
+class Glm10BLayer(PreNormLayer):
     """Attention and feed-forward, each behind a norm."""
 
     def __init__(self, config: Glm10BConfig, layer_idx: int) -> None:
@@ -89,28 +88,14 @@ class Glm10BLayer(GradientCheckpointingLayer):  # type: ignore[misc]
         self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = Glm10BMLP(config)
 
-    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor, past_key_values: Any = None) -> torch.Tensor:
-        hidden_states = hidden_states + self.self_attn(self.input_layernorm(hidden_states), mask, past_key_values)[0]
-        output: torch.Tensor = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
-        return output
 
-
-class Glm10BPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
+class Glm10BPreTrainedModel(OwnPreTrainedModel):
     """What Transformers wants to know of the family."""
 
     config: Glm10BConfig
     config_class = Glm10BConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["Glm10BLayer"]
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
-    _supports_sdpa = True
     _can_record_outputs: ClassVar[dict[str, Any]] = {"hidden_states": Glm10BLayer, "attentions": PackedAttention}
-
-    @staticmethod
-    def create_masks_for_generate(attention_mask: torch.Tensor | None = None, **_: Any) -> torch.Tensor | None:
-        """Leaves masks to the forward, static caches or not."""
-        return attention_mask
 
 
 class Glm10BModel(Glm10BPreTrainedModel):
@@ -238,7 +223,7 @@ class Glm10BModel(Glm10BPreTrainedModel):
         return is_mask
 
 
-class Glm10BForCausalLM(Glm10BPreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class Glm10BForCausalLM(LogitsForward, Glm10BPreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """GLM with its output matrix, which is that of the token embeddings."""
 
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -248,41 +233,6 @@ class Glm10BForCausalLM(Glm10BPreTrainedModel, GenerationMixin):  # type: ignore
         self.model = Glm10BModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-
-    @can_return_tuple  # type: ignore[untyped-decorator]
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: Any = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Logits `[rows, q, vocab]` of the tokens fed, or of the last `logits_to_keep`."""
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
-        logits = self.lm_head(kept_rows(outputs.last_hidden_state, logits_to_keep))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
 
     def as_prompt(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Makes a well-formed prompt of any token ids `[rows, length]`, at least 3 of them, for self-checks.
