@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from pia.config import LookaheadConfig
 from pia.drafting.budget import BudgetPolicy, Calibrator, CostCurve
@@ -16,8 +15,10 @@ from pia.models.capability import Capability, Mode
 from pia.models.exact import ExactRows, ExactRunner
 from pia.models.exact_support import exact_sizes
 from pia.models.own_prompt import OwnPromptRunner
+from pia.models.positions import context_length
 from pia.models.profile import capability_of, curve_of, exact_curve_of, exact_sizes_of
 from pia.models.recurrent import RecurrentRunner
+from pia.models.refill import RefillRunner
 from pia.models.runner import Runner, SlabRunner, StockRunner
 
 
@@ -91,13 +92,10 @@ class Plan:
         can_branch, max_length = capability.can_verify_trees, self._max_length
         if call.own_prompt is not None:
             return OwnPromptRunner(call.own_prompt, can_branch=can_branch, max_length=max_length)
-        return SlabRunner(
-            call.model,
-            can_branch=can_branch,
-            max_length=max_length,
-            prefill_chunk_size=chunk_size,
-            num_rows=call.num_rows,
-        )
+        options = {"can_branch": can_branch, "max_length": max_length, "prefill_chunk_size": chunk_size}
+        if (refill_at := capability.positions.refill_at) is not None:
+            return RefillRunner(call.model, refill_at=refill_at, **options)
+        return SlabRunner(call.model, num_rows=call.num_rows, **options)
 
     def new_policy(self, runner: Runner, calibrator: Calibrator) -> BudgetPolicy:
         """The budget of this call; an automatic one goes on from what the calibrator has seen."""
@@ -117,11 +115,6 @@ class Plan:
         largest_tree = self.config.max_budget if self.config.budget == "auto" else self.config.budget
         length = self.call.stopping_criteria.max_length
         return None if length is None else length + self.call.num_hidden + largest_tree
-
-
-def context_length(model: Any) -> int | None:
-    """Most tokens the model is made for, as its configuration says; `None` when it does not."""
-    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
 def _curve(config: LookaheadConfig, measure: Callable[[], CostCurve]) -> CostCurve | None:

@@ -16,8 +16,8 @@ from pia.errors import PromptError, UnsupportedOptionError
 from pia.generate_call import prepare, vocab_size
 from pia.lookahead import Lookahead
 from pia.models.placement import input_device
+from pia.models.positions import context_length
 from pia.output import Decoding
-from pia.plan import context_length
 from pia.prediction import NO_PREDICTION, Prediction, prediction_ids
 
 _DEFAULT_MAX_NEW_TOKENS = 256

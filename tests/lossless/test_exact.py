@@ -187,7 +187,7 @@ def test_rows_of_a_batch_have_the_bits_they_have_alone(llama):
     try:
         new_runner = partial(ExactRunner, model, partial(exact_sizes_of, model))
         texts = [torch.randint(3, VOCAB, (1, length)) for length in (3, 40, 17)]
-        chains = [chain_of([5, 6, 7]), chain_of([]), chain_of([9] * 6)]
+        chains = [DraftTree.chain([5, 6, 7]), DraftTree.chain([]), DraftTree.chain([9] * 6)]
         batch = ExactRows(new_runner)
         together = [*batch.prefill([ids[0] for ids in texts]), *rows_of(batch.forward([4, 5, 6], chains), chains)]
         batch.keep([[0, 1], [0], [0]])
@@ -204,11 +204,6 @@ def test_rows_of_a_batch_have_the_bits_they_have_alone(llama):
         llama.to(torch.float32)
     assert len(together) == 8
     assert all(torch.equal(a.view(torch.int16), b.view(torch.int16)) for a, b in zip(together, expected, strict=True))
-
-
-def chain_of(token_ids: list[int]) -> DraftTree:
-    ids, n = np.array(token_ids, np.int32), len(token_ids)
-    return DraftTree(ids, np.arange(-1, n - 1, dtype=np.int32), np.ones(n, np.float32), np.zeros(n, np.uint8))
 
 
 class _Uneven(torch.nn.Linear):

@@ -10,9 +10,9 @@ from zoo import VOCAB
 
 import pia
 import pia.plan
-from pia.models import runner
 from pia.models.capability import declared_capability
 from pia.models.positions import NO_LIMITS, PositionLimits, lost_text_reason
+from pia.models.runner import SlabRunner
 from toys import ToySource
 
 END = 24
@@ -119,7 +119,7 @@ def test_without_the_limits_outputs_are_wrong(model, monkeypatch):
         pytest.skip("decoded plainly")
     monkeypatch.setattr(PositionLimits, "max_depth", lambda self, position: None)
     monkeypatch.setattr(pia.plan, "context_length", lambda model: None)
-    monkeypatch.setattr(runner, "position_limits", lambda model: NO_LIMITS)
+    monkeypatch.setattr(pia.plan, "RefillRunner", lambda model, *, refill_at, **options: SlabRunner(model, **options))
     outcomes = [texts_of(model, length) for length in LENGTHS]
     assert not all(torch.equal(out.sequences, expected) for expected, out in outcomes)
 

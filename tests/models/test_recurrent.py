@@ -76,12 +76,6 @@ def test_text_of_fifty_prompts(row):
     check(row, model, 20, SAMPLING)
 
 
-def chain(token_ids: list[int]) -> DraftTree:
-    size = len(token_ids)
-    parents = np.arange(-1, size - 1, dtype=np.int32)
-    return DraftTree(np.array(token_ids, np.int32), parents, np.ones(size, np.float32), np.zeros(size, np.uint8))
-
-
 ROUNDS = ((2, 4), (0, 3), (1, 1), (3, 5), (0, 0), (0, 2), (0, 2), (2, 2))
 """Nodes accepted and drafted in each step: parts, nothing, everything, no draft, and again after each."""
 
@@ -93,7 +87,7 @@ def verified_rows(model, text: list[int], start: int):
     for num_accepted, num_drafted in ROUNDS:
         right = text[start + 1 : start + 1 + num_accepted]
         wrong = [(token_id + 1) % VOCAB for token_id in text[: num_drafted - num_accepted]]
-        logits = runner.forward([text[start]], [chain([*right, *wrong])])[0]
+        logits = runner.forward([text[start]], [DraftTree.chain([*right, *wrong])])[0]
         yield range(start, start + num_accepted + 1), logits[: num_accepted + 1]
         runner.keep([range(num_accepted + 1)])
         start += num_accepted + 1

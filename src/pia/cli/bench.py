@@ -104,7 +104,7 @@ def demo_prompts(limit: int | None) -> list[Any]:
 
 def _encode(model: Any, tokenizer: Any, prompt: Any, args: argparse.Namespace) -> Any:
     """Token ids `[1, length]` of a prompt that leaves room for its answer."""
-    from pia.plan import context_length
+    from pia.models.positions import context_length
     from pia.text import encode
 
     if not isinstance(prompt, str) and not getattr(tokenizer, "chat_template", None):

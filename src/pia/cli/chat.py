@@ -149,7 +149,7 @@ class Chat:
             PromptError: the last message alone is too long.
         """
         from pia.cli.terminal import note
-        from pia.plan import context_length
+        from pia.models.positions import context_length
         from pia.text import encode
 
         limit: int | None = context_length(self._model)

@@ -110,7 +110,7 @@ def _check_place(name: str) -> bool:
 
 def answer_room(model: Any, tokenizer: Any, prompt: Any, wanted: int) -> int:
     """How many of the wanted new tokens fit behind a prompt; at least 1, since too long a prompt is refused later."""
-    from pia.plan import context_length
+    from pia.models.positions import context_length
     from pia.text import encode
 
     limit = context_length(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,13 @@ class DraftTree:
     def empty(cls) -> DraftTree:
         """A tree without nodes."""
         return cls.unpack(b"")
+
+    @classmethod
+    def chain(cls, token_ids: Sequence[int]) -> DraftTree:
+        """A tree without branches, whose tokens are taken for sure."""
+        size = len(token_ids)
+        parents = np.arange(-1, size - 1, dtype=np.int32)
+        return cls(np.asarray(token_ids, np.int32), parents, np.ones(size, np.float32), np.zeros(size, np.uint8))
 
     @classmethod
     def unpack(cls, packed: bytes) -> DraftTree:

@@ -7,12 +7,12 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 
 from pia.drafting.budget import CostCurve
 from pia.drafting.tree import DraftTree
 from pia.models.exact import ExactRows, ExactRunner
+from pia.models.positions import context_length
 from pia.models.recurrent import RecurrentRunner
 from pia.models.runner import SlabRunner
 
@@ -42,7 +42,7 @@ def measure_costs(model: Any, *, can_branch: bool = True, is_recurrent: bool = F
         the curve, in seconds.
     """
     runner = RecurrentRunner(model) if is_recurrent else SlabRunner(model, can_branch=can_branch)
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 20
+    limit = context_length(model) or 1 << 20
     largest = max(1, min(_SIZES[-1], limit // 2))
     context = max(1, min(_CONTEXT, limit - largest - 1))
     runner.prefill([torch.zeros(context, dtype=torch.long)])
@@ -55,7 +55,7 @@ def measure_costs(model: Any, *, can_branch: bool = True, is_recurrent: bool = F
 
 def measure_exact_costs(model: Any, sizes: Sequence[int]) -> CostCurve:
     """Times the forwards of exact decoding: any number of tokens costs what the next of these sizes costs."""
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 20
+    limit = context_length(model) or 1 << 20
     context = max(1, min(_CONTEXT, limit - sizes[-1]))
     runners = {size: ExactRows(partial(ExactRunner, model, partial(_only, size))) for size in sizes}
     for runner in runners.values():
@@ -83,7 +83,7 @@ def _best_of_rounds(sizes: Sequence[int], time: Callable[[int], float]) -> dict[
 
 
 def _time_forward(runner: SlabRunner | RecurrentRunner | ExactRows, q: int, context: int) -> float:
-    tree = _chain(q - 1)
+    tree = DraftTree.chain([0] * (q - 1))
     started = perf_counter()
     logits = runner.forward([0], [tree])
     logits.argmax(dim=-1).tolist()  # waits for the device
@@ -102,9 +102,3 @@ def _undo(runner: SlabRunner | RecurrentRunner | ExactRows, q: int, context: int
         runner.undo()
     else:
         runner.keep([[0]])
-
-
-def _chain(length: int) -> DraftTree:
-    zeros = np.zeros(length, dtype=np.int32)
-    parents = np.arange(-1, length - 1, dtype=np.int32)
-    return DraftTree(zeros, parents, np.ones(length, dtype=np.float32), zeros.astype(np.uint8))

@@ -16,6 +16,7 @@ import torch
 
 from pia.models.exact_cache import BUCKET, LARGEST, ExactCache, slots_of
 from pia.models.exact_probe import Call, Probe, Recorder, UnknownShapeError, probes
+from pia.models.positions import context_length
 
 SIZES = (1, 2, 4, 8, 16, 32, LARGEST)
 """Numbers of tokens a forward may carry."""
@@ -78,8 +79,7 @@ class _Trial:
                 states[:, :, : self._start] = states[:, :, :_OFFSET].repeat(1, 1, copies, 1)[:, :, : self._start]
 
     def _largest_position(self) -> int:
-        config = self.model.config.get_text_config(decoder=True)
-        return (getattr(config, "max_position_embeddings", None) or 1 << 30) - 1
+        return (context_length(self.model) or 1 << 30) - 1
 
 
 @torch.inference_mode()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from transformers.cache_utils import DynamicCache
 
@@ -35,14 +34,7 @@ def _exact(model: Any, ids: torch.Tensor) -> torch.Tensor:
     runner = ExactRunner(model, lambda _: (_SIZE,))
     runner.prefill(ids[:, :_PROMPT_LENGTH])
     first, *others = ids[0, _PROMPT_LENGTH:].tolist()
-    count = len(others)
-    tree = DraftTree(
-        np.array(others, dtype=np.int32),
-        np.arange(-1, count - 1, dtype=np.int32),
-        np.ones(count, dtype=np.float32),
-        np.zeros(count, dtype=np.uint8),
-    )
-    return runner.forward(first, tree)
+    return runner.forward(first, DraftTree.chain(others))
 
 
 def _ordinary(model: Any, ids: torch.Tensor) -> torch.Tensor:

@@ -40,6 +40,11 @@ class PositionLimits:
 NO_LIMITS = PositionLimits()
 
 
+def context_length(model: Any) -> int | None:
+    """Most tokens the model is made for, as its configuration says; `None` when it does not."""
+    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
 def position_limits(model: Any) -> PositionLimits:
     """What the model's rotary embedding asks for."""
     config = model.config.get_text_config(decoder=True)

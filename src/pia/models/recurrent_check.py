@@ -47,7 +47,7 @@ def _chain_rows(model: Any, text: list[int]) -> torch.Tensor:
     rows = [runner.prefill([torch.tensor(text[:position])])]
     for num_accepted, num_drafted in _ROUNDS:
         right = text[position + 1 : position + 1 + num_accepted]
-        logits = runner.forward([text[position]], [_chain([*right, *wrong[: num_drafted - num_accepted]])])[0]
+        logits = runner.forward([text[position]], [DraftTree.chain([*right, *wrong[: num_drafted - num_accepted]])])[0]
         rows.append(logits[: num_accepted + 1])
         runner.keep([range(num_accepted + 1)])
         position += num_accepted + 1
@@ -87,10 +87,3 @@ def _example_text(model: Any) -> list[int]:
     vocab_size = model.get_input_embeddings().weight.shape[0]
     length = _PROMPT_LENGTH + sum(accepted + 1 for accepted, _ in _ROUNDS)
     return [int(token_id) for token_id in np.random.default_rng(7).integers(0, vocab_size, length)]
-
-
-def _chain(token_ids: list[int]) -> DraftTree:
-    size = len(token_ids)
-    parents = np.arange(-1, size - 1, dtype=np.int32)
-    probs = np.ones(size, dtype=np.float32)
-    return DraftTree(np.asarray(token_ids, dtype=np.int32), parents, probs, np.zeros(size, dtype=np.uint8))

@@ -22,7 +22,6 @@ from pia.models.kv import SlabCache
 from pia.models.layout import batch_layout
 from pia.models.masks import TreeMasks, slot_positions
 from pia.models.placement import input_device, layers_by_device
-from pia.models.positions import position_limits
 from pia.models.prefill import distinct_prompts, prefill_groups
 
 
@@ -97,14 +96,9 @@ class SlabRunner:
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._chunk_size = prefill_chunk_size
         self._is_cuda = self.device.type == "cuda"
-        self._refill_at = position_limits(model).refill_at
-        self._text: list[int] = []  # of the one row, for models that want all of it fed anew
-        self._fed: list[int] = []
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[torch.Tensor]) -> torch.Tensor:
-        if self._refill_at is not None:
-            self._text = prompts[0].tolist()
         distinct, which = distinct_prompts(prompts)
         lengths = [len(prompt) for prompt in distinct]
         self.cache.reserve(max(lengths))
@@ -117,10 +111,6 @@ class SlabRunner:
 
     @torch.inference_mode()
     def forward(self, token_ids: Sequence[int], trees: Sequence[DraftTree]) -> torch.Tensor:
-        if self._refill_at is not None:
-            self._fed = [token_ids[0], *trees[0].token_ids.tolist()]
-            if self.cache.lengths[0] == self._refill_at:
-                return self._refill(token_ids[0])
         ids, depths, visible = map(torch.from_numpy, batch_layout(token_ids, trees))
         starts = torch.tensor(self.cache.lengths)
         positions = depths + starts[:, None]
@@ -136,21 +126,11 @@ class SlabRunner:
 
     @torch.inference_mode()
     def keep(self, kept: Sequence[Sequence[int]]) -> None:
-        if self._refill_at is not None:
-            self._text += [self._fed[entry] for entry in kept[0]]
         self.cache.keep(kept)
 
     @torch.inference_mode()
     def retire(self, row: int) -> None:
         self.cache.retire(row)
-
-    def _refill(self, token_id: int) -> torch.Tensor:
-        """Feeds the whole text anew, as `generate` does where the model's rotary frequencies change."""
-        start = self.cache.lengths[0]
-        logits = self.prefill([torch.tensor([*self._text, token_id])])
-        self._text.pop()  # it is kept, as any token, after the step
-        self.cache.lengths[0] = start
-        return logits[:, None]
 
     def _arranged(self, starts: torch.Tensor, depths: torch.Tensor, num_slots: int) -> AbstractContextManager[None]:
         """Tells a model that reckons with slots itself which positions they stand for."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from pia.drafting.tree import DraftTree
 from pia.models.masks import reach
+from pia.models.positions import context_length
 from pia.models.runner import SlabRunner
 
 _LARGEST = 8192
@@ -34,7 +34,7 @@ def window_error(model: Any) -> float | None:
         the error, or `None` where there is no window, or one that is too long to be checked or ever exceeded.
     """
     size = reach(model.config)
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or _LARGEST
+    limit = context_length(model) or _LARGEST
     if size is None or size > min(_LARGEST, limit - _BEYOND - _ROOM):
         return None
     ours, own = (_logits(model, size, can_branch=can_branch) for can_branch in (True, False))
@@ -48,7 +48,7 @@ def _logits(model: Any, size: int, *, can_branch: bool) -> torch.Tensor:
     runner.cache.reserve(length + _ROOM)
     _make_up(runner, size, length)
     runner.cache.set_lengths([length])
-    return runner.forward([1], [_chain(4)])[0].double()
+    return runner.forward([1], [DraftTree.chain([2, 3, 4, 5])])[0].double()
 
 
 def _make_up(runner: SlabRunner, size: int, length: int) -> None:
@@ -62,9 +62,3 @@ def _make_up(runner: SlabRunner, size: int, length: int) -> None:
         made_up[:_BORDER] *= size / 8
         made_up[max(0, size - _BORDER) :] *= size / 8
         states[..., :length, :] = made_up.to(states)
-
-
-def _chain(length: int) -> DraftTree:
-    ids = np.arange(2, 2 + length, dtype=np.int32)
-    parents = np.arange(-1, length - 1, dtype=np.int32)
-    return DraftTree(ids, parents, np.ones(length, dtype=np.float32), np.zeros(length, dtype=np.uint8))
