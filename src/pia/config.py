@@ -34,6 +34,11 @@ class LookaheadConfig:
     corpora: tuple[str, ...] = ()
     """Corpora attached to the draft cache that are read as well, by name."""
 
+    engine: Literal["auto", "eager", "graph", "compile"] = "auto"
+    """What runs the steps: "eager" is the model as it is; "graph" captures them as CUDA graphs; "compile" compiles them
+    (minutes, once; on CPUs kept on disk); "auto" takes the fastest that needs no long preparation. Where one cannot be
+    had, the model runs as it is, and the statistics say why."""
+
     exact: bool = False
     """Bit for bit the output of `exact=True, budget=0`, in every dtype: only chains are verified, by forwards whose
     rounding does not depend on their size. On CPUs; refused where it cannot be had."""
@@ -48,6 +53,10 @@ class LookaheadConfig:
         _require_int("max_depth", self.max_depth, 1)
         if self.shape not in ("tree", "branches", "chain"):
             raise UnsupportedOptionError(f'shape={self.shape!r} is unknown; choose "tree", "branches" or "chain"')
+        if self.engine not in ("auto", "eager", "graph", "compile"):
+            raise UnsupportedOptionError(
+                f'engine={self.engine!r} is unknown; choose "auto", "eager", "graph" or "compile"'
+            )
         if not isinstance(self.exact, bool):
             raise UnsupportedOptionError(f"exact must be True or False, got {self.exact!r}")
         if not isinstance(self.namespace, str):

@@ -151,14 +151,14 @@ class Lookahead:
         rows = list(map(Row, range(call.num_rows), requests, choosers, drafters))
         is_unused = any(map(len, predicted_ids)) and not plan.capability.can_verify_chains
         reason = f"{plan.reason}; {_UNUSED}" if is_unused else plan.reason
-        return self._decoding(call, rows, runner, policy, Stats(mode=plan.capability.mode.label, reason=reason))
+        return self._decoding(call, rows, runner, policy, _new_stats(plan, reason))
 
     def _decoding(
         self, call: GenerateCall, rows: list[Row], runner: Runner, policy: BudgetPolicy, stats: Stats
     ) -> Decoding:
         """Ties rows, runner and statistics together."""
         self.last_stats = stats
-        row_stats = [stats] if len(rows) == 1 else [Stats(mode=stats.mode, reason=stats.reason) for _ in rows]
+        row_stats = [stats] if len(rows) == 1 else [stats.fresh() for _ in rows]
         by_length = sorted(rows, key=lambda row: row.request.prompt_ids.shape[1])  # neighbours are fed together
         steps = _counted(decode_steps(runner, by_length, policy), stats, row_stats)
         requests = [row.request for row in rows]
@@ -281,6 +281,16 @@ def _counted(
             if row_stats[step.row] is not stats:
                 row_stats[step.row].add(step)
             yield step
+
+
+def _new_stats(plan: Plan, reason: str) -> Stats:
+    """Statistics that say how a call is decoded."""
+    return Stats(
+        mode=plan.capability.mode.label,
+        reason=reason,
+        engine=plan.engine.name if plan.capability.can_verify_chains else "",
+        engine_reason=plan.engine.reason if plan.capability.can_verify_chains else "",
+    )
 
 
 def _new_drafter(plan: Plan, session: DraftSession) -> Drafter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from pia.config import LookaheadConfig
@@ -12,14 +12,22 @@ from pia.drafting.chain_budget import ChainBudgetPolicy
 from pia.drafting.separate_budget import SeparateBudgetPolicy
 from pia.generate_call import GenerateCall
 from pia.models.capability import Capability, Mode
+from pia.models.engine import Engine, eager_engine
 from pia.models.exact import ExactRows, ExactRunner
 from pia.models.exact_support import exact_sizes
 from pia.models.own_prompt import OwnPromptRunner
 from pia.models.positions import context_length
-from pia.models.profile import capability_of, curve_of, exact_curve_of, exact_sizes_of
+from pia.models.profile import (
+    capability_of,
+    engine_curve_of,
+    engine_of,
+    exact_curve_of,
+    exact_sizes_of,
+    recurrent_curve_of,
+)
 from pia.models.recurrent import RecurrentRunner
 from pia.models.refill import RefillRunner
-from pia.models.runner import Runner, SlabRunner, StockRunner
+from pia.models.runner import Runner, StockRunner
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,7 @@ class Plan:
         capability: what the model can verify in this call.
         curve: what forwards cost, where that decides on sizes.
         call_reason: why this call, not the model, asks for plain decoding.
+        engine: what runs the steps.
     """
 
     call: GenerateCall
@@ -39,6 +48,7 @@ class Plan:
     capability: Capability
     curve: CostCurve | None
     call_reason: str | None = None
+    engine: Engine = field(default_factory=lambda: eager_engine("the model as it is"))
 
     @classmethod
     def of(cls, call: GenerateCall, config: LookaheadConfig) -> Plan:
@@ -57,9 +67,11 @@ class Plan:
         reason = call.plain_reason(is_recurrent=capability.is_recurrent)
         if reason is not None:
             return cls(call, config, Capability(Mode.PLAIN, reason), None, call_reason=reason)
-        can_branch, is_recurrent = capability.can_verify_trees, capability.is_recurrent
-        measure = partial(curve_of, call.model, can_branch=can_branch, is_recurrent=is_recurrent)
-        return cls(call, config, capability, _curve(config, measure))
+        engine = _engine(call, config, capability)
+        measure = partial(recurrent_curve_of, call.model)
+        if not capability.is_recurrent:
+            measure = partial(engine_curve_of, call.model, engine)
+        return cls(call, config, capability, _curve(config, measure), engine=engine)
 
     @property
     def can_draft(self) -> bool:
@@ -95,7 +107,8 @@ class Plan:
         options = {"can_branch": can_branch, "max_length": max_length, "prefill_chunk_size": chunk_size}
         if (refill_at := capability.positions.refill_at) is not None:
             return RefillRunner(call.model, refill_at=refill_at, **options)
-        return SlabRunner(call.model, num_rows=call.num_rows, **options)
+        del options["can_branch"]
+        return self.engine.new_runner(call.model, num_rows=call.num_rows, **options)
 
     def new_policy(self, runner: Runner, calibrator: Calibrator) -> BudgetPolicy:
         """The budget of this call; an automatic one goes on from what the calibrator has seen."""
@@ -115,6 +128,17 @@ class Plan:
         largest_tree = self.config.max_budget if self.config.budget == "auto" else self.config.budget
         length = self.call.stopping_criteria.max_length
         return None if length is None else length + self.call.num_hidden + largest_tree
+
+
+def _engine(call: GenerateCall, config: LookaheadConfig, capability: Capability) -> Engine:
+    """What runs the steps of this call."""
+    eager = partial(eager_engine, can_branch=capability.can_verify_trees)
+    if call.num_rows > 1:
+        return eager("the model as it is, for a batch")
+    if capability.is_recurrent or call.own_prompt is not None or capability.positions.refill_at is not None:
+        return eager("the model as it is: its text is more than tokens, keys and values")
+    engine = engine_of(call.model, capability, config.engine)
+    return engine if engine.is_free() else eager(f"the model as it is, while {engine.name} steps serve another request")
 
 
 def _curve(config: LookaheadConfig, measure: Callable[[], CostCurve]) -> CostCurve | None:

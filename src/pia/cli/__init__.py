@@ -10,8 +10,9 @@ from typing import Any, NoReturn
 
 from pia import __version__
 from pia.cli import bench, cache, chat, convert, demo, env, generate, models, replay
+from pia.cli import compile as compile_
 
-VERBS = (demo, generate, chat, bench, replay, cache, convert, models, env)
+VERBS = (demo, generate, chat, bench, replay, cache, compile_, convert, models, env)
 
 _DESCRIPTION = """\
 Painless Inference Acceleration: the model you have, the same output, fewer forward passes.

@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `pia env`."""
     parser.add_argument("--model", metavar="MODEL", help="also examine this model and measure what its forwards cost")
     options.add_loading(parser)
+    options.add_engine(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     parser.set_defaults(run=run)
 
@@ -29,9 +30,10 @@ def run(args: argparse.Namespace) -> int:
     from pia.drafting.cache_file import FORMAT_VERSION
 
     model = load_model(args.model, args.dtype, args.device)[0] if args.model else None
-    facts = {"pia": __version__, "cache_format": FORMAT_VERSION, **describe_machine(model), **_attention()}
+    facts = {"pia": __version__, "cache_format": FORMAT_VERSION, **describe_machine(model)}
+    facts |= {**_attention(), **_programs()}
     if model is not None:
-        facts |= _examine(model)
+        facts |= _examine(model, args.engine)
     if args.json:
         print(json.dumps(facts))
     else:
@@ -45,17 +47,31 @@ def _attention() -> dict[str, Any]:
     return {"attention_implementations": sorted({"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()})}
 
 
-def _examine(model: Any) -> dict[str, Any]:
+def _programs() -> dict[str, Any]:
+    """Where compiled programs are kept, and how much there is of them."""
+    from pia.models.static.store import programs_folder
+
+    folder = programs_folder()
+    size = sum(path.stat().st_size for path in folder.rglob("*.pt2"))
+    return {"programs": f"{folder} ({size >> 20} MiB)"}
+
+
+def _examine(model: Any, wanted: Any) -> dict[str, Any]:
     """How a model can be verified, proved on the spot, and what a forward over q tokens costs."""
-    from pia.models.profile import capability_of, curve_of
+    from pia.models.profile import capability_of, engine_curve_of, engine_of, recurrent_curve_of
 
     capability = capability_of(model, self_check=True)
     facts: dict[str, Any] = {"mode": capability.mode.label, "reason": capability.reason}
-    if capability.can_verify_chains:
-        curve = curve_of(model, can_branch=capability.can_verify_trees, is_recurrent=capability.is_recurrent)
-        points = zip(curve.sizes, curve.seconds, strict=True)
-        facts["forward_ms"] = {q: round(seconds * 1e3, 3) for q, seconds in points}
-    return facts
+    if not capability.can_verify_chains:
+        return facts
+    if capability.is_recurrent:
+        curve = recurrent_curve_of(model)
+    else:
+        engine = engine_of(model, capability, wanted)
+        facts |= {"engine": engine.name, "engine_reason": engine.reason}
+        curve = engine_curve_of(model, engine)
+    points = zip(curve.sizes, curve.seconds, strict=True)
+    return facts | {"forward_ms": {q: round(seconds * 1e3, 3) for q, seconds in points}}
 
 
 def _show(facts: dict[str, Any]) -> None:

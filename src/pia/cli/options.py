@@ -45,6 +45,7 @@ def add_drafting(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("drafts")
     add_budget(group)
     add_exact(group)
+    add_engine(group)
     group.add_argument("--cache", metavar="FILE", help="start from this draft cache (demo: from the one it comes with)")
     add_corpus(group)
     add_namespace(group)
@@ -64,6 +65,16 @@ def add_exact(parser: argparse._ActionsContainer) -> None:
     """Whether drafts may change a bit."""
     parser.add_argument(
         "--exact", action="store_true", help="bit for bit the output of --exact --budget 0, in every dtype (CPUs)"
+    )
+
+
+def add_engine(parser: argparse._ActionsContainer) -> None:
+    """What runs the steps."""
+    parser.add_argument(
+        "--engine",
+        choices=("auto", "eager", "graph", "compile"),
+        default="auto",
+        help="what runs the steps: the model as it is, CUDA graphs, or compiled programs (auto: the fastest at hand)",
     )
 
 
@@ -100,7 +111,7 @@ def new_lookahead(args: argparse.Namespace) -> Lookahead:
     """A `Lookahead` for the drafting options."""
     from pia.lookahead import Lookahead
 
-    options = {name: getattr(args, name) for name in ("budget", "max_depth", "exact", "namespace")}
+    options = {name: getattr(args, name) for name in ("budget", "max_depth", "exact", "engine", "namespace")}
     return Lookahead(load_cache(args), recorder=_recorder(args), corpora=dict(args.corpus), **options)
 
 

@@ -55,6 +55,10 @@ class Stats:
     """"tree", "chain" or "plain": what this model can verify."""
     reason: str = ""
     """Why this mode and this budget."""
+    engine: str = ""
+    """"eager", "graph" or "compile": what ran the steps; empty where Transformers' own loop did."""
+    engine_reason: str = ""
+    """Why this engine."""
     num_requests: int = 0
     num_steps: int = 0
     """Decode forwards, counted once for each row they served; the prefill is not one."""
@@ -101,6 +105,10 @@ class Stats:
         self.qts.append(step.draft_s)
         self.accepted_by_depth.update(range(1, step.num_accepted + 1))
         self.accepted_by_source.update(source for source in step.sources if source is not None)
+
+    def fresh(self) -> Stats:
+        """Empty statistics of the same way of decoding."""
+        return Stats(mode=self.mode, reason=self.reason, engine=self.engine, engine_reason=self.engine_reason)
 
     @classmethod
     def total(cls, parts: Iterable[Stats]) -> Stats:
@@ -163,5 +171,6 @@ class Stats:
             f"{self.num_accepted} of {self.num_drafted} drafted accepted ({self.acceptance:.0%}), "
             f"{self.tokens_per_s:.1f} tokens/s; prefill {self.prefill_s:.3f} s, draft {self.draft_s:.3f} s, "
             f"forward {self.forward_s:.3f} s, accept {self.accept_s:.3f} s, keep {self.keep_s:.3f} s; "
-            f"mode {self.mode}: {self.reason or 'no reason given'})"
+            f"mode {self.mode}: {self.reason or 'no reason given'}; "
+            f"engine {self.engine or 'of Transformers'}: {self.engine_reason or 'its own loop'})"
         )

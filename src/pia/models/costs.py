@@ -28,29 +28,57 @@ _MIN_ROUNDS, _MAX_ROUNDS = 3, 10
 """A single round may fall into a moment in which the machine does something else, and would flatten the curve."""
 
 
-def measure_costs(model: Any, *, can_branch: bool = True, is_recurrent: bool = False) -> CostCurve:
+def measure_costs(model: Any, new_runner: Callable[[Any], SlabRunner | RecurrentRunner]) -> CostCurve:
     """Times forwards over 1 .. 64 new tokens behind a short text.
 
     Sizes take turns and the best round of each counts: other work on the machine only ever adds time.
 
     Args:
         model: a model that can verify at least chains.
-        can_branch: whether steps carry an explicit mask.
-        is_recurrent: whether the model keeps a state, of which each drafted step takes a snapshot.
+        new_runner: makes a runner of the model.
 
     Returns:
         the curve, in seconds.
     """
-    runner = RecurrentRunner(model) if is_recurrent else SlabRunner(model, can_branch=can_branch)
-    limit = context_length(model) or 1 << 20
-    largest = max(1, min(_SIZES[-1], limit // 2))
-    context = max(1, min(_CONTEXT, limit - largest - 1))
+    runner, largest, context = new_runner(model), *_largest_and_context(model, _SIZES[-1])
     runner.prefill([torch.zeros(context, dtype=torch.long)])
     first = _time_forward(runner, 1, context)
     wanted = _SIZES if first * len(_SIZES) < _SECONDS else _FEW_SIZES
     sizes = [*(q for q in wanted if q < largest), largest]
     best = _best_of_rounds(sizes, lambda q: _time_forward(runner, q, context))
     return CostCurve(sizes, list(best.values()))
+
+
+def measure_stepped_costs(model: Any, new_runner: Callable[[Any], SlabRunner], sizes: Sequence[int]) -> CostCurve:
+    """Times forwards of a few fixed sizes: any number of tokens costs what the next of these sizes costs."""
+    runner, largest, context = new_runner(model), *_largest_and_context(model, sizes[-1])
+    runner.prefill([torch.zeros(context, dtype=torch.long)])
+    sizes = [size for size in sizes if size <= largest]
+    return _stepped(sizes, _best_of_rounds(sizes, lambda q: _time_forward(runner, q, context)))
+
+
+def time_runners(
+    model: Any, new_runners: Sequence[Callable[[Any], SlabRunner]], sizes: Sequence[int]
+) -> list[list[float]]:
+    """Times several runners of one model against each other, in turns.
+
+    Returns:
+        for each runner, the seconds of a forward of each size.
+    """
+    runners = [new_runner(model) for new_runner in new_runners]
+    largest, context = _largest_and_context(model, max(sizes))
+    for runner in runners:
+        runner.prefill([torch.zeros(context, dtype=torch.long)])
+    cases = [(n, min(q, largest)) for q in sizes for n in range(len(runners))]
+    for n, q in cases:  # the first time of each is another matter: captures, thread pools, caches
+        _time_forward(runners[n], q, context)
+
+    def time(case: int) -> float:
+        n, q = cases[case]
+        return _time_forward(runners[n], q, context)
+
+    best = _best_of_rounds(range(len(cases)), time)
+    return [[best[case] for case in range(n, len(cases), len(runners))] for n in range(len(runners))]
 
 
 def measure_exact_costs(model: Any, sizes: Sequence[int]) -> CostCurve:
@@ -61,8 +89,20 @@ def measure_exact_costs(model: Any, sizes: Sequence[int]) -> CostCurve:
     for runner in runners.values():
         runner.prefill([torch.zeros(context, dtype=torch.long)])
     best = _best_of_rounds(sizes, lambda size: _time_forward(runners[size], size, context))
+    return _stepped(sizes, best)
+
+
+def _stepped(sizes: Sequence[int], best: dict[int, float]) -> CostCurve:
+    """The curve where any number of tokens costs what the next of these sizes costs."""
     steps = {q: best[size] for low, size in zip((0, *sizes), sizes, strict=False) for q in (low + 1, size)}
     return CostCurve(list(steps), list(steps.values()))
+
+
+def _largest_and_context(model: Any, most: int) -> tuple[int, int]:
+    """How many tokens can be fed at most behind how long a text, within the model's context."""
+    limit = context_length(model) or 1 << 20
+    largest = max(1, min(most, limit // 2))
+    return largest, max(1, min(_CONTEXT, limit - largest - 1))
 
 
 def _only(size: int, bucket: int) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ behind what the row has, so that tokens that are accepted in order need not be m
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -29,12 +30,13 @@ _GROW_BY = 1024
 class _Block:
     """One tensor `[layers, rows, heads, capacity, head_dim]` shared by layers whose keys (or values) look alike."""
 
-    def __init__(self, role: str, like: torch.Tensor, shape: tuple[int, int, int]) -> None:
+    def __init__(self, role: str, like: torch.Tensor, shape: tuple[int, int, int], is_reused: bool) -> None:
         num_layers, num_rows, capacity = shape
         _, heads, _, dim = like.shape
         self.role = role
-        self.data = _new(like, (num_layers, num_rows, heads, capacity, dim))
+        self.data = _new(like, (num_layers, num_rows, heads, capacity, dim), is_reused)
         self.used = 0
+        self._is_reused = is_reused
 
     def accepts(self, role: str, like: torch.Tensor) -> bool:
         d = self.data
@@ -47,7 +49,7 @@ class _Block:
 
     def grow(self, capacity: int) -> None:
         layers, rows, heads, length, dim = self.data.shape
-        grown = _new(self.data, (layers, rows, heads, capacity, dim))
+        grown = _new(self.data, (layers, rows, heads, capacity, dim), self._is_reused)
         grown[..., :length, :] = self.data
         self.data = grown
 
@@ -61,9 +63,9 @@ class _Block:
         self.data[: self.used, target, :, :length] = self.data[: self.used, source, :, :length]
 
 
-def _new(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+def _new(like: torch.Tensor, shape: tuple[int, ...], is_reused: bool) -> torch.Tensor:
     """Room for states. A row alone sees no slot that it has not written; beside others it does, masked."""
-    make = torch.empty if shape[1] == 1 else torch.zeros
+    make = torch.zeros if is_reused or shape[1] > 1 else torch.empty
     return make(shape, dtype=like.dtype, device=like.device)
 
 
@@ -71,9 +73,15 @@ class _Slab:
     """The storage behind all layers of one cache. It knows nothing of the layers, so that no cycle keeps it alive."""
 
     def __init__(
-        self, num_layers: int, max_length: int | None, num_rows: int, layers_by_device: Mapping[torch.device, int]
+        self,
+        num_layers: int,
+        max_length: int | None,
+        num_rows: int,
+        layers_by_device: Mapping[torch.device, int],
+        is_reused: bool,
     ) -> None:
         self.num_layers = max(1, num_layers)
+        self.is_reused = is_reused
         self.layers_by_device = layers_by_device
         self.max_length = max_length
         self.num_rows = num_rows
@@ -93,7 +101,7 @@ class _Slab:
         is_first = all((block.role, block.data.device) != (role, like.device) for block in self.blocks)
         num_layers = self.layers_by_device.get(like.device, self.num_layers) if is_first else 1
         shape = (num_layers, self.num_rows, self.capacity)
-        block = _Block(role, like, shape)
+        block = _Block(role, like, shape, self.is_reused)
         self.blocks.append(block)
         return block, block.take_layer()
 
@@ -233,6 +241,7 @@ class SlabCache(Cache):  # type: ignore[misc]
         max_length: the most slots a request can need, its trees included; `None` when unknown.
         num_rows: requests in the batch.
         layers_by_device: where the layers compute, if on several devices; each gets room for its own layers.
+        is_reused: one request after another decodes with it, and forwards see slots that nobody has written, masked.
     """
 
     def __init__(
@@ -241,8 +250,9 @@ class SlabCache(Cache):  # type: ignore[misc]
         max_length: int | None = None,
         num_rows: int = 1,
         layers_by_device: Mapping[torch.device, int] = MappingProxyType({}),
+        is_reused: bool = False,
     ) -> None:
-        slab = _Slab(num_layers, max_length, num_rows, layers_by_device)
+        slab = _Slab(num_layers, max_length, num_rows, layers_by_device, is_reused)
         super().__init__(layer_class_to_replicate=lambda: SlabLayer(slab))
         self._slab = slab
         self.lengths = [0] * num_rows
@@ -261,6 +271,16 @@ class SlabCache(Cache):  # type: ignore[misc]
     def memory_usage(self) -> int:
         """Bytes allocated."""
         return sum(block.data.numel() * block.data.element_size() for block in self._slab.blocks)
+
+    @property
+    def blocks(self) -> list[_Block]:
+        """The tensors behind all layers; they change when the cache grows."""
+        return self._slab.blocks
+
+    @property
+    def places(self) -> list[list[tuple[_Block, int]]]:
+        """For each layer, the block and the layer of it that hold its keys, its values and whatever else it keeps."""
+        return [layer._places for layer in self._slab_layers]
 
     def states(self) -> Iterator[tuple[str, torch.Tensor]]:
         """What the layers have stored, by role: tensors `[layers, rows, heads, capacity, dim]`."""
@@ -334,11 +354,21 @@ class SlabCache(Cache):  # type: ignore[misc]
         self._set_layers(max(self.lengths))
 
     def as_dynamic(self) -> DynamicCache:
-        """The same keys and values as Transformers' own cache, for callers who go on with them. Nothing is copied."""
+        """The same keys and values as Transformers' own cache, for callers who go on with them.
+
+        Nothing is copied, unless the next request will write over it.
+        """
         cache = DynamicCache()
         for layer in self._slab_layers:
             cache.layers.append(layer.as_dynamic())
-        return cache
+        return copy.deepcopy(cache) if self._slab.is_reused else cache
+
+    @torch.inference_mode()
+    def clear(self) -> None:
+        """Forgets everything. What was written is wiped out: masked or not, an infinity would spoil what sees it."""
+        for block in self._slab.blocks:
+            block.data.zero_()
+        self.set_lengths([0] * len(self.lengths))
 
     def set_lengths(self, lengths: Sequence[int]) -> None:
         """Forgets, in every active row, the slots from here on."""

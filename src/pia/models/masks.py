@@ -70,7 +70,12 @@ class TreeMasks:
         if self._sees_all and starts.shape[0] == 1:
             one = self._one_full_row(int(starts), visible, num_slots)
             return self._arranged(dict.fromkeys(self._sights, one)) if self._by_type else one
-        starts, depths, visible = (tensor.to(self._device) for tensor in (starts, depths, visible))
+        return self.on_device(starts.to(self._device), depths.to(self._device), visible.to(self._device), num_slots)
+
+    def on_device(
+        self, starts: torch.Tensor, depths: torch.Tensor, visible: torch.Tensor, num_slots: int
+    ) -> torch.Tensor | dict[str, torch.Tensor | None]:
+        """The same from tensors on the model's device, without a look at their values, so that it can be captured."""
         positions = slot_positions(starts, depths, num_slots)[:, None, :]
         queries = (starts[:, None] + depths)[:, :, None]
         seen = _seen(starts, visible, num_slots)

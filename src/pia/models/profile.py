@@ -14,12 +14,15 @@ import torch
 from pia.drafting.budget import CostCurve
 from pia.models.capability import Capability, Mode, declared_capability
 from pia.models.costs import measure_costs, measure_exact_costs
+from pia.models.engine import Engine, EngineName, eager_engine, find_engine
 from pia.models.exact_check import interchangeable_sizes
 from pia.models.exact_sense import distance_from_text
 from pia.models.inputs_probe import passing_reason
 from pia.models.placement import compute_dtype, input_device
+from pia.models.recurrent import RecurrentRunner
 from pia.models.rows_probe import weight_kinds
 from pia.models.self_check import proved_capability
+from pia.models.static.support import why_not_now
 
 _Answer = TypeVar("_Answer")
 
@@ -38,13 +41,37 @@ def capability_of(model: Any, *, self_check: bool) -> Capability:
     return _remembered(model, ("capability", self_check), lambda: _find_capability(model, self_check))
 
 
-def curve_of(model: Any, *, can_branch: bool, is_recurrent: bool = False) -> CostCurve:
-    """What forwards of a model cost, measured at first use."""
-    return _remembered(
-        model,
-        ("curve", can_branch, is_recurrent),
-        lambda: _measure(model, can_branch=can_branch, is_recurrent=is_recurrent),
-    )
+def engine_of(model: Any, capability: Capability, wanted: EngineName) -> Engine:
+    """What runs a model's steps, found out at first use and again when its weights have changed."""
+    question = ("engine", wanted, capability, torch.get_num_threads())
+    reason = why_not_now(model)
+    if reason is not None and wanted != "eager":
+        return eager_engine(f"the model as it is: {reason}", can_branch=capability.can_verify_trees)
+    engine = _remembered(model, question, lambda: _find_engine(model, capability, wanted))
+    if not engine.is_current():
+        _forget(model)
+        engine = _remembered(model, question, lambda: _find_engine(model, capability, wanted))
+    return engine
+
+
+def engine_curve_of(model: Any, engine: Engine) -> CostCurve:
+    """What forwards of an engine cost, measured at first use."""
+
+    def measure() -> CostCurve:
+        with _evaluating(model):
+            return engine.measure(model)
+
+    return _remembered(model, ("engine curve", engine.name), measure)
+
+
+def recurrent_curve_of(model: Any) -> CostCurve:
+    """What chains of a recurrent model cost, each with a snapshot of its state, measured at first use."""
+
+    def measure() -> CostCurve:
+        with _evaluating(model):
+            return measure_costs(model, RecurrentRunner)
+
+    return _remembered(model, ("recurrent curve",), measure)
 
 
 def exact_sizes_of(model: Any, bucket: int) -> tuple[int, ...]:
@@ -103,9 +130,18 @@ def _warned(model: Any, capability: Capability) -> Capability:
     return capability
 
 
-def _measure(model: Any, **kind: bool) -> CostCurve:
+def _find_engine(model: Any, capability: Capability, wanted: EngineName) -> Engine:
     with _evaluating(model):
-        return measure_costs(model, **kind)
+        engine = find_engine(model, capability, wanted)
+    if wanted not in ("auto", engine.name):
+        logger.warning("PIA runs %s with the engine %r: %s", type(model).__name__, engine.name, engine.reason)
+    return engine
+
+
+def _forget(model: Any) -> None:
+    """Drops what was found out of a model whose weights have changed."""
+    with _lock:
+        _known.pop(model, None)
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,23 +44,37 @@ def _failure(model: Any, claimed: Capability, tolerance: float) -> str | None:
     """What is wrong with verifying in this mode, or `None`."""
     mode = claimed.mode
     try:
-        errors = recurrent_errors(model) if claimed.is_recurrent else _errors(model, can_branch=mode == Mode.TREE)
+        can_branch = mode == Mode.TREE
+        new_runner = partial(SlabRunner, model, can_branch=can_branch)
+        errors = recurrent_errors(model) if claimed.is_recurrent else _errors(model, new_runner, can_branch=can_branch)
         error, noise = errors
         window = window_error(model) if mode == Mode.TREE else None
     except Exception as refusal:  # a model may refuse in any way it likes; that is an answer too
         return f"a {mode.label} of tokens raised {type(refusal).__name__}: {str(refusal)[:120]}"
     if window is not None and not window <= tolerance:
         return f"beyond its window a {mode.label} comes out otherwise than under the model's own masks ({window:.1e})"
-    if error <= max(tolerance, _NOISE_FACTOR * noise):  # false for NaN
+    if _is_equal(error, noise, tolerance):
         return None
     return f"logits of a {mode.label} differ from those of its own paths by {error:.1e} (plain decoding: {noise:.1e})"
 
 
+def why_not_right(model: Any, new_runner: Callable[[], SlabRunner]) -> str | None:
+    """What is wrong with a runner of trees: its logits against the model's own without a cache, or `None`."""
+    error, noise = _errors(model, new_runner, can_branch=True)
+    if _is_equal(error, noise, _TOLERANCE.get(compute_dtype(model), _TOLERANCE_16_BIT)):
+        return None
+    return f"its logits are off by {error:.1e} (plain decoding: {noise:.1e})"
+
+
+def _is_equal(error: float, noise: float, tolerance: float) -> bool:
+    return error <= max(tolerance, _NOISE_FACTOR * noise)  # false for NaN
+
+
 @torch.no_grad()
-def _errors(model: Any, *, can_branch: bool) -> tuple[float, float]:
+def _errors(model: Any, new_runner: Callable[[], SlabRunner], *, can_branch: bool) -> tuple[float, float]:
     """Relative errors, against forwards without a cache, of a tree with a step after it and of plain decoding."""
     prompt, tree, after = _example(model, can_branch)
-    runner = SlabRunner(model, can_branch=can_branch)
+    runner = new_runner()
     runner.prefill([prompt[0, :-1]])
     rows = [runner.forward([int(prompt[0, -1])], [tree])[0]]
     leaf_paths = _leaf_paths(tree)

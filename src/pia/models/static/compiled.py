@@ -1,0 +1,73 @@
+"""Runs a request's steps through compiled programs, and its prefill through the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from pia.drafting.tree import DraftTree
+from pia.models.layout import batch_layout
+from pia.models.runner import SlabRunner
+from pia.models.static.programs import Program, fits, load_program
+from pia.models.static.store import ProgramFiles
+from pia.models.static.weights import WeightsWatch
+
+
+@dataclass(frozen=True)
+class Programs:
+    """A model's loaded programs."""
+
+    one: Program
+    tree: Program
+    weights: WeightsWatch
+    """Of the model whose weights they were made of."""
+
+    @classmethod
+    def load(cls, model: Any, files: ProgramFiles) -> Programs:
+        """Loads the programs from their files."""
+        return cls(load_program(files.one), load_program(files.tree), WeightsWatch(model))
+
+
+class CompiledRunner(SlabRunner):
+    """As `SlabRunner`, for one request; steps run in compiled programs on the same slab.
+
+    Args:
+        model: the model the programs were made of.
+        programs: its programs.
+        **options: as of `SlabRunner`.
+    """
+
+    def __init__(self, model: Any, programs: Programs, **options: Any) -> None:
+        super().__init__(model, **options)
+        self._programs = programs
+
+    @torch.inference_mode()
+    def forward(self, token_ids: Sequence[int], trees: Sequence[DraftTree]) -> torch.Tensor:
+        assert self._masks is not None
+        ids, depths, visible = map(torch.from_numpy, batch_layout(token_ids, trees))
+        (start,), q = self.cache.lengths, ids.shape[1]
+        self.cache.reserve(start + q)
+        blocks = [block.data for block in self.cache.blocks]
+        if not fits(blocks, q):
+            return super().forward(token_ids, trees)
+        mask = self._masks(torch.tensor([start]), depths, visible, start + q)
+        program = self._programs.one if q == 1 else self._programs.tree
+        logits = program(ids, depths + start, mask, torch.arange(start, start + q), blocks)
+        return _hooked(self.model, logits, position_ids=depths + start)
+
+
+def _hooked(model: Any, logits: torch.Tensor, **arguments: Any) -> torch.Tensor:
+    """Calls the hooks a user has put on the whole model, as the model itself would have."""
+    if not model._forward_hooks:
+        return logits
+    output: Any = CausalLMOutputWithPast(logits=logits)
+    for number, hook in model._forward_hooks.items():
+        with_kwargs = number in model._forward_hooks_with_kwargs
+        changed = hook(model, (), arguments, output) if with_kwargs else hook(model, (), output)
+        output = output if changed is None else changed
+    hooked: torch.Tensor = output.logits
+    return hooked

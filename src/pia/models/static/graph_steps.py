@@ -1,0 +1,165 @@
+"""A model's steps, each size captured once and replayed for every request on one slab that stays where it is.
+
+Sizes are few, so a tree is filled up to the next of them with tokens that nobody sees. Attention runs over a number of
+slots that is a power of two, so a graph serves texts of any length up to that.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pia.drafting.tree import DraftTree
+from pia.models.kv import SlabCache
+from pia.models.masks import TreeMasks
+from pia.models.placement import input_device
+from pia.models.runner import num_layers
+from pia.models.static.graphs import Graphs
+from pia.models.static.inputs import DeviceRow, StepInputs
+from pia.models.static.step import StepModule, places_of
+
+SIZES = (1, 4, 8, 16, 32, 64, 128)
+"""Tokens fed by a captured step."""
+_LEAST_SLOTS = 1024
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """One size's step over one number of slots."""
+
+    replay: Callable[[], Any]
+    logits: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Move:
+    """What puts the kept tokens of one size's step together."""
+
+    sources: DeviceRow
+    replay: Callable[[], Any]
+
+
+class GraphSteps:
+    """Captured steps of one model; one request at a time may use them.
+
+    Args:
+        model: a model of which `why_not_static` says nothing.
+        graphs: what captures.
+        compile_step: what makes the step's module faster before it is captured, such as `torch.compile`; what it makes
+            is kept, and keeps the model alive.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        graphs: Graphs,
+        compile_step: Callable[[torch.nn.Module], Callable[..., torch.Tensor]] | None = None,
+    ) -> None:
+        self._model = weakref.ref(model)
+        self._graphs = graphs
+        self._compile_step = compile_step
+        self._masks = TreeMasks(model)
+        self._device = input_device(model)
+        self._inputs: dict[int, StepInputs] = {}
+        self._steps: dict[tuple[int, int], _Captured] = {}
+        self._moves: dict[int, _Move] = {}
+        self._storage: tuple[int, ...] = ()
+        self._compiled: Callable[..., torch.Tensor] | None = None
+        self._user: weakref.ref[Any] | None = None
+        self.cache = SlabCache(num_layers(model.config), is_reused=True)
+
+    @property
+    def num_captured(self) -> int:
+        """Steps captured so far and still good."""
+        return len(self._steps)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nobody uses the slab."""
+        return self._user is None or self._user() is None
+
+    def take(self, user: Any) -> bool:
+        """Reserves the slab for a user as long as it lives; `False` while it is another's."""
+        if not self.is_free:
+            return False
+        self._user = weakref.ref(user)
+        self.cache.clear()
+        return True
+
+    def run(self, token_id: int, tree: DraftTree, size: int) -> torch.Tensor:
+        """One step of this size behind what the slab has kept; returns the logits `[1, size, vocab]`."""
+        (start,) = self.cache.lengths
+        num_slots = _slots_for(start + size)
+        self.cache.reserve(num_slots)
+        self._drop_if_moved()
+        self._inputs_of(size).load(token_id, tree, start)
+        if (size, num_slots) not in self._steps:
+            self._steps[size, num_slots] = _Captured(*self._graphs.capture(lambda: self._step(size, num_slots)))
+        step = self._steps[size, num_slots]
+        step.replay()
+        return step.logits
+
+    def keep(self, nodes: Sequence[int], size: int) -> None:
+        """Moves what the last step, of this size, fed in these places (ascending) together, and counts it as kept."""
+        if any(n != node for n, node in enumerate(nodes)):
+            move = self._move_of(size)
+            move.sources.load([*nodes, *range(len(nodes), size)])
+            move.replay()
+        self.cache.set_lengths([self.cache.lengths[0] + len(nodes)])
+
+    def _step(self, size: int, num_slots: int) -> torch.Tensor:
+        """What is captured: masks, the model's forward."""
+        inputs = self._inputs_of(size)
+        slots = inputs.start + torch.arange(size, device=self._device)
+        masks = self._masks.on_device(inputs.start, inputs.depths, inputs.visible(), num_slots)
+        return self._module()(inputs.ids, inputs.start + inputs.depths, masks, slots, self._blocks())
+
+    def _module(self) -> Callable[..., torch.Tensor]:
+        """The step as a function of tensors."""
+        if self._compiled is not None:
+            return self._compiled
+        module = StepModule(self._model(), places_of(self.cache))
+        if self._compile_step is None:
+            return module
+        self._compiled = self._compile_step(module)
+        return self._compiled
+
+    def _move(self, size: int, sources: torch.Tensor) -> None:
+        """What is captured: of the last step's slots, copies those in places `sources` to its first ones, together."""
+        start = self._inputs_of(size).start
+        targets = start + torch.arange(size, device=self._device)
+        for block in self._blocks():
+            block.index_copy_(3, targets, block.index_select(3, start + sources))
+
+    def _move_of(self, size: int) -> _Move:
+        if size not in self._moves:
+            sources = DeviceRow(size, self._device)
+            sources.load(range(size))  # while it is captured it runs, and must change nothing
+            replay, _ = self._graphs.capture(lambda: self._move(size, sources.values))
+            self._moves[size] = _Move(sources, replay)
+        return self._moves[size]
+
+    def _inputs_of(self, size: int) -> StepInputs:
+        if size not in self._inputs:
+            self._inputs[size] = StepInputs(size, self._device)
+        return self._inputs[size]
+
+    def _blocks(self) -> list[torch.Tensor]:
+        return [block.data for block in self.cache.blocks]
+
+    def _drop_if_moved(self) -> None:
+        """Captured steps know where the slab lay; when it has grown they are captured anew."""
+        storage = tuple(block.data_ptr() for block in self._blocks())
+        if storage != self._storage:
+            self._storage = storage
+            self._steps.clear()
+            self._moves.clear()
+
+
+def _slots_for(length: int) -> int:
+    """The slots a step attends over: a power of two, so that few graphs serve all lengths."""
+    return max(_LEAST_SLOTS, 1 << (length - 1).bit_length())

@@ -1,0 +1,275 @@
+"""Steps as captured graphs and as functions of tensors: logits, text and cache are those of the model itself."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from checks import prompts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recorded_graphs import RecordedGraphs
+from zoo import ZOO, build
+
+import pia
+import pia.plan
+from pia.drafting.shape import ancestors
+from pia.drafting.tree import DraftTree
+from pia.models.capability import declared_capability
+from pia.models.engine import Engine, eager_engine, find_engine
+from pia.models.layout import layout
+from pia.models.runner import SlabRunner
+from pia.models.self_check import why_not_right
+from pia.models.static import graph_steps
+from pia.models.static.captured import GraphRunner
+from pia.models.static.compiled import CompiledRunner, Programs
+from pia.models.static.graph_steps import GraphSteps
+from pia.models.static.inputs import StepInputs
+from pia.models.static.programs import _example
+from pia.models.static.support import why_not_static
+from pia.models.static.weights import WeightsWatch, weights_digest
+from toys import VOCAB, ToySource, tiny_model
+
+SIZES = (1, 4, 8, 16)
+FEW = ("llama", "gpt2", "mistral", "qwen2 (windows)", "gemma2")
+LOOKS_AT_VALUES = {"dbrx", "gemma3n_text", "longcat_flash"}
+KEEPS_MORE = {"axk2", "deepseek_v32", "dots3_note_text", "glm_moe_dsa", "hy_v4"}
+
+
+@pytest.fixture(autouse=True)
+def _short_texts(monkeypatch):
+    monkeypatch.setattr(graph_steps, "_LEAST_SLOTS", 32)
+
+
+def random_tree(rng: np.random.Generator, most: int) -> DraftTree:
+    size = int(rng.integers(0, most + 1))
+    parents = [int(rng.integers(-1, node)) for node in range(size)]
+    ids = rng.integers(3, VOCAB, size).astype(np.int32)
+    probs = np.linspace(0.9, 0.1, size, dtype=np.float32)
+    return DraftTree(ids, np.array(parents, np.int32), probs, np.zeros(size, np.uint8))
+
+
+def compare(model, expected: SlabRunner, runner: SlabRunner, seed: int, num_steps: int = 12) -> None:
+    """Both decode the same text by the same trees; logits and what the caches keep must be equal."""
+    rng = np.random.default_rng(seed)
+    text = torch.tensor(rng.integers(3, VOCAB, 9 + 5 * seed))
+    assert torch.equal(expected.prefill([text]), runner.prefill([text]))
+    for _ in range(num_steps):
+        tree, token = random_tree(rng, 11), int(rng.integers(3, VOCAB))
+        logits, wanted = runner.forward([token], [tree]), expected.forward([token], [tree])
+        torch.testing.assert_close(logits, wanted, rtol=0, atol=1e-9)
+        kept = [0, *(node + 1 for node in ancestors(tree.parents.tolist(), int(rng.integers(-1, len(tree)))))]
+        for one in (expected, runner):
+            one.keep([kept])
+    wanted_cache, cache = expected.cache.as_dynamic(), runner.cache.as_dynamic()
+    for mine, other in zip(cache.layers, wanted_cache.layers, strict=True):
+        torch.testing.assert_close(mine.keys, other.keys, rtol=0, atol=1e-9)
+        torch.testing.assert_close(mine.values, other.values, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_replayed_steps_equal_direct_ones(name):
+    model = build(name).double()
+    graphs = RecordedGraphs()
+    steps = GraphSteps(model, graphs)
+    for seed in range(4):
+        compare(model, SlabRunner(model), GraphRunner(model, steps, SIZES), seed)
+    captured = graphs.num_captures
+    compare(model, SlabRunner(model), GraphRunner(model, steps, SIZES), 3)
+    assert graphs.num_captures == captured, "a request like one before it is captured anew"
+    assert graphs.num_replays >= 12 * 5
+
+
+def test_steps_are_captured_anew_when_the_slab_grows():
+    model = build("llama").double()
+    graphs = RecordedGraphs()
+    steps = GraphSteps(model, graphs)
+    compare(model, SlabRunner(model), GraphRunner(model, steps, SIZES), 0, num_steps=2)
+    lay_at, captured = steps.cache.blocks[0].data.data_ptr(), graphs.num_captures
+    runner = GraphRunner(model, steps, SIZES)
+    runner.prefill([torch.arange(2000) % VOCAB])
+    assert steps.cache.blocks[0].data.data_ptr() != lay_at
+    expected = SlabRunner(model)
+    expected.prefill([torch.arange(2000) % VOCAB])
+    tree = random_tree(np.random.default_rng(5), 7)
+    torch.testing.assert_close(runner.forward([4], [tree]), expected.forward([4], [tree]), rtol=0, atol=1e-9)
+    assert graphs.num_captures > captured
+
+
+def test_larger_trees_go_through_the_model():
+    model = build("llama").double()
+    graphs = RecordedGraphs()
+    runner, expected = GraphRunner(model, GraphSteps(model, graphs), (1, 4)), SlabRunner(model)
+    compare(model, expected, runner, 1)
+    assert graphs.num_captures
+
+
+def test_an_infinity_of_the_last_request_does_not_spoil_the_next():
+    model = build("llama").double()
+    steps = GraphSteps(model, RecordedGraphs())
+    runner = GraphRunner(model, steps, SIZES)
+    runner.prefill([torch.arange(3, 60)])
+    with torch.inference_mode():
+        for block in steps.cache.blocks:
+            block.data.fill_(float("inf"))
+    del runner
+    compare(model, SlabRunner(model), GraphRunner(model, steps, SIZES), 0)
+
+
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_every_family_is_captured_or_refused(name):
+    model = build(name)
+    capability = declared_capability(model)
+    if why_not_static(model, capability) is not None:
+        return
+    new_runner = partial(GraphRunner, model, GraphSteps(model, RecordedGraphs()))
+    if name in LOOKS_AT_VALUES | KEEPS_MORE:
+        with pytest.raises((RuntimeError, ValueError), match=r"looks at values|more than keys and values"):
+            why_not_right(model, new_runner)
+    else:
+        assert why_not_right(model, new_runner) is None
+
+
+def graph_engine(model, graphs: RecordedGraphs) -> Engine:
+    steps = GraphSteps(model, graphs)
+    eager = eager_engine("")
+    new_runner = partial(GraphRunner, steps=steps)
+    return Engine("graph", "recorded", new_runner, eager.measure, is_free=lambda: steps.is_free)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])
+def test_whole_generations_are_those_of_generate(name, monkeypatch):
+    model = tiny_model(name)
+    graphs = RecordedGraphs()
+    engine = graph_engine(model, graphs)
+    monkeypatch.setattr(pia.plan, "engine_of", lambda *_: engine)
+    accepted = rejected = 0
+    for number, prompt in enumerate(prompts(6, VOCAB)):
+        kwargs = dict(max_new_tokens=25, do_sample=number % 2 == 1, eos_token_id=None)
+        torch.manual_seed(number)
+        expected = model.generate(prompt, **kwargs)
+        lookahead = pia.Lookahead(ToySource(expected[0].tolist(), 0.7, seed=number), budget=10)
+        torch.manual_seed(number)
+        output = model.generate(prompt, custom_generate=lookahead, return_dict_in_generate=True, **kwargs)
+        assert output.sequences.tolist() == expected.tolist()
+        assert (output.stats.engine, output.stats.engine_reason) == ("graph", "recorded")
+        accepted += output.stats.num_accepted
+        rejected += output.stats.num_drafted - output.stats.num_accepted
+    assert graphs.num_replays > 20 and accepted and rejected
+
+
+def test_a_cache_handed_out_is_not_written_over(monkeypatch):
+    model = tiny_model("llama")
+    engine = graph_engine(model, RecordedGraphs())
+    monkeypatch.setattr(pia.plan, "engine_of", lambda *_: engine)
+    kwargs = dict(max_new_tokens=9, do_sample=False, return_dict_in_generate=True, eos_token_id=None)
+    first, second = prompts(2, VOCAB)
+    output = model.generate(first, custom_generate=pia.Lookahead(), **kwargs)
+    keys = output.past_key_values.layers[0].keys.clone()
+    model.generate(second, custom_generate=pia.Lookahead(), **kwargs)
+    assert torch.equal(output.past_key_values.layers[0].keys, keys)
+
+
+def test_a_second_request_at_the_same_time_runs_the_model_as_it_is(monkeypatch):
+    model = tiny_model("llama")
+    engine = graph_engine(model, RecordedGraphs())
+    monkeypatch.setattr(pia.plan, "engine_of", lambda *_: engine)
+    first = engine.new_runner(model)
+    lookahead = pia.Lookahead()
+    prompt = prompts(1, VOCAB)[0]
+    model.generate(prompt, custom_generate=lookahead, max_new_tokens=4, do_sample=False)
+    assert lookahead.last_stats.engine == "eager" and "another request" in lookahead.last_stats.engine_reason
+    with pytest.raises(RuntimeError, match="in use"):
+        engine.new_runner(model)
+    del first
+    model.generate(prompt, custom_generate=lookahead, max_new_tokens=4, do_sample=False)
+    assert lookahead.last_stats.engine == "graph"
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), size=st.sampled_from([1, 4, 16, 64, 65, 128]))
+def test_step_inputs_say_who_sees_whom(seed, size):
+    tree = random_tree(np.random.default_rng(seed), size - 1)
+    inputs = StepInputs(size, torch.device("cpu"))
+    inputs.load(7, random_tree(np.random.default_rng(seed + 1), size - 1), 3)  # is overwritten whole
+    inputs.load(5, tree, 40)
+    depths, visible = layout(tree)
+    used = len(tree) + 1
+    assert inputs.start.tolist() == [40]
+    assert inputs.ids[0].tolist() == [5, *tree.token_ids.tolist(), *[0] * (size - used)]
+    assert inputs.depths[0].tolist() == [*depths.tolist(), *[0] * (size - used)]
+    wanted = np.eye(size, dtype=bool)
+    wanted[:used, :used] = visible
+    assert np.array_equal(inputs.visible()[0].numpy(), wanted)
+
+
+def step_programs(model) -> Programs:
+    """The step itself in place of compiled programs."""
+    module, _ = _example(model, 8)
+    return Programs(module, module, WeightsWatch(model))
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_programs_run_on_the_slab(name):
+    model = build(name).double()
+    for seed in range(2):
+        compare(model, SlabRunner(model), CompiledRunner(model, step_programs(model)), seed)
+
+
+def test_hooks_on_the_whole_model_are_called():
+    model = build("llama")
+    seen = []
+
+    def force(module, args, kwargs, output):
+        seen.append(kwargs["position_ids"].tolist())
+        output.logits = output.logits.clone()
+        output.logits[..., 11] = 1e9
+        return output
+
+    runner = CompiledRunner(model, step_programs(model))
+    runner.prefill([torch.arange(3, 20)])
+    model.register_forward_hook(force, with_kwargs=True)
+    logits = runner.forward([4], [DraftTree.chain([5, 6])])
+    assert logits.argmax(-1).tolist() == [[11, 11, 11]] and seen == [[[17, 18, 19]]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.lm_head.weight.data.add_(1e-3),
+        lambda model: model.load_state_dict({k: v * 1.01 for k, v in model.state_dict().items()}),
+        lambda model: setattr(model.lm_head, "weight", torch.nn.Parameter(model.lm_head.weight.detach().clone())),
+        lambda model: model.model.layers[0].mlp.up_proj.weight.detach().mul_(2),
+    ],
+    ids=["data", "load", "replaced", "in place"],
+)
+def test_changed_weights_are_noticed(change):
+    model = build("llama")
+    digest, watch = weights_digest(model), WeightsWatch(model)
+    assert not watch.has_changed() and weights_digest(build("llama")) == digest
+    change(model)
+    assert watch.has_changed()
+
+
+def test_what_a_program_would_not_follow_is_said():
+    capability = declared_capability(build("llama"))
+    model = build("llama")
+    assert why_not_static(model, capability) is None
+    model.train()
+    assert "model.eval()" in why_not_static(model, capability)
+    model.eval()
+    handle = model.model.layers[0].register_forward_hook(lambda *_: None)
+    assert "hooks" in why_not_static(model, capability)
+    handle.remove()
+    with torch.autocast("cpu"):
+        assert "autocast" in why_not_static(model, capability)
+    bloom = build("bloom")
+    assert "slots" in why_not_static(bloom, declared_capability(bloom))
+
+
+def test_cuda_graphs_need_cuda():
+    model = build("llama")
+    engine = find_engine(model, declared_capability(model), "graph")
+    assert engine.name == "eager" and "CUDA device" in engine.reason
