@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from pia.drafting.tree import DraftTree
 from pia.errors import PromptError
 from pia.models.adapters import adapter_of
+from pia.models.attention_gqa import GroupedAttention
 from pia.models.kv import SlabCache
 from pia.models.layout import batch_layout
 from pia.models.masks import TreeMasks, slot_positions
@@ -93,6 +94,7 @@ class SlabRunner:
         self.device = input_device(model)
         self._masks = TreeMasks(model) if can_branch else None
         self._adapter = adapter_of(model)
+        self._grouped = GroupedAttention(model)
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._chunk_size = prefill_chunk_size
         self._is_cuda = self.device.type == "cuda"
@@ -179,9 +181,14 @@ class SlabRunner:
         """One forward; returns the logits `[rows, q, vocab]`."""
         if self._takes_positions:
             options["position_ids"] = positions.to(self.device)
-        output = self.model(
-            input_ids=ids.to(self.device), attention_mask=mask, past_key_values=self.cache, use_cache=True, **options
-        )
+        with self._grouped.used():
+            output = self.model(
+                input_ids=ids.to(self.device),
+                attention_mask=mask,
+                past_key_values=self.cache,
+                use_cache=True,
+                **options,
+            )
         if self._is_cuda:  # so that the statistics show where the time goes
             torch.cuda.synchronize(self.device)
         logits: torch.Tensor = output.logits
