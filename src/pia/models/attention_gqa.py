@@ -3,7 +3,7 @@
 Transformers' `sdpa` copies keys and values to every query head as soon as there is a mask, and PyTorch's CPU kernel
 reads them anew for every query head. Behind a long text that is most of a step. Here the queries of the heads that
 share keys stand in one matrix, `[rows, kv_heads, groups * q, head_dim]`, so that nothing is copied and each key is read
-once: on 2 cores, 4096 slots, 32 heads over 8, a layer's attention for one token takes 8 ms in place of 98 in float32.
+once: 8 tokens behind 4096, 32 heads of 128 over 8, float32 and one thread, take a layer 13 ms in place of 111.
 
 The plug-in point is Transformers' registry of attention functions. Attention modules read its key from their
 configuration, so while one of our forwards runs, they have a copy of it that names ours; in other threads ours is the
