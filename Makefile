@@ -20,7 +20,7 @@ PYTHON_FILES := src tests tools
 say := @echo "pia:"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-oldest lint format bench bench-batch bench-replay bench-cache clean
+.PHONY: help setup demo test test-all test-oldest lint format bench bench-batch bench-long bench-replay bench-cache clean
 .DELETE_ON_ERROR:
 
 help:
@@ -31,6 +31,7 @@ help:
 	@echo "make lint         check style and types"
 	@echo "make bench        replay two recorded traces, then measure on 100 questions; the last line is JSON"
 	@echo "make bench-batch  batches of 8 against Transformers' own; the last line is JSON"
+	@echo "make bench-long   prompts of 32k tokens: prefill, memory, steps; the last line is JSON"
 	@echo "make bench-replay only the replay: PIA's drafts beside those of others; the last line is JSON"
 	@echo "make bench-cache  measure the draft cache alone, at 10 million tokens; the last line is JSON"
 	@echo "make setup        only create the environment and build"
@@ -64,6 +65,9 @@ bench: bench-replay
 
 bench-batch: $(VENV)/.installed
 	@$(BIN)/pia bench demo --questions 100 --rounds 3 --batch 8
+
+bench-long: $(VENV)/.installed
+	@$(BIN)/python tools/bench_long_context.py
 
 bench-replay: $(VENV)/.installed $(VENV)/.peers
 	@$(BIN)/pia replay --budgets 8,16,32,64,auto

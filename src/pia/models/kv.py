@@ -24,7 +24,9 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicIndexedLayer, DynamicLayer
 
 _GROW_BY = 1024
-"""Slots added when the slab is full: a copy of everything is made at each growth, so it must be rare."""
+"""Fewest slots added when the slab is full, and a quarter of it for longer texts: a copy is made at each growth."""
+_BLOCK_BYTES = 1 << 28
+"""A tensor holds as many layers as fit into that, at least one. While it grows it exists twice, one after the other."""
 
 
 class _Block:
@@ -37,21 +39,38 @@ class _Block:
         self.data = _new(like, (num_layers, num_rows, heads, capacity, dim), is_reused)
         self.used = 0
         self._is_reused = is_reused
+        self._views: dict[int, torch.Tensor] = {}
+        self._window = slice(0, num_rows)
 
     def accepts(self, role: str, like: torch.Tensor) -> bool:
         d = self.data
         same_kind = self.role == role and d.dtype == like.dtype and d.device == like.device
-        return same_kind and d.shape[2] == like.shape[1] and d.shape[-1] == like.shape[-1] and self.used < d.shape[0]
+        return same_kind and self.looks_like(like) and self.used < d.shape[0]
+
+    def looks_like(self, states: torch.Tensor) -> bool:
+        """Whether states `[rows, heads, q, dim]` have the shape of those held here."""
+        return self.data.shape[2] == states.shape[1] and self.data.shape[-1] == states.shape[-1]
 
     def take_layer(self) -> int:
         self.used += 1
         return self.used - 1
 
-    def grow(self, capacity: int) -> None:
+    def view(self, layer: int, window: slice) -> torch.Tensor:
+        """A layer's states in a window of rows, `[rows, heads, capacity, dim]`."""
+        if self._window != window:
+            self._views, self._window = {}, window
+        if layer not in self._views:
+            self._views[layer] = self.data[layer, window]
+        return self._views[layer]
+
+    def resize(self, num_rows: int, capacity: int) -> None:
+        """Takes another size; what fits into both is kept."""
         layers, rows, heads, length, dim = self.data.shape
-        grown = _new(self.data, (layers, rows, heads, capacity, dim), self._is_reused)
-        grown[..., :length, :] = self.data
-        self.data = grown
+        rows, length = min(rows, num_rows), min(length, capacity)
+        resized = _new(self.data, (layers, num_rows, heads, capacity, dim), self._is_reused)
+        resized[:, :rows, :, :length] = self.data[:, :rows, :, :length]
+        self._views = {}  # they would keep the old tensor alive
+        self.data = resized
 
     def move(self, row: int, sources: torch.Tensor, start: int) -> None:
         """Copies a row's slots `sources` (`[m]`) to `start ..`; all are gathered before any is written."""
@@ -98,12 +117,20 @@ class _Slab:
         for block in self.blocks:
             if block.accepts(role, like):
                 return block, block.take_layer()
-        is_first = all((block.role, block.data.device) != (role, like.device) for block in self.blocks)
-        num_layers = self.layers_by_device.get(like.device, self.num_layers) if is_first else 1
-        shape = (num_layers, self.num_rows, self.capacity)
-        block = _Block(role, like, shape, self.is_reused)
+        num_layers = self._num_layers(role, like)
+        block = _Block(role, like, (num_layers, self.num_rows, self.capacity), self.is_reused)
         self.blocks.append(block)
         return block, block.take_layer()
+
+    def _num_layers(self, role: str, like: torch.Tensor) -> int:
+        """For how many layers to make room: those still expected on a device, in tensors that are not too large."""
+        others = [block for block in self.blocks if (block.role, block.data.device) == (role, like.device)]
+        if not all(block.looks_like(like) for block in others):
+            return 1  # layers of several shapes: nobody knows how many of each
+        expected = self.layers_by_device.get(like.device, self.num_layers) - sum(block.used for block in others)
+        _, heads, _, dim = like.shape
+        layer_bytes = self.num_rows * heads * self.capacity * dim * like.element_size()
+        return max(1, min(expected, _BLOCK_BYTES // max(1, layer_bytes)))
 
     def reserve(self, length: int) -> None:
         """Makes room for `length` slots in every row of every layer."""
@@ -112,9 +139,19 @@ class _Slab:
         capacity = length + max(_GROW_BY, length // 4)
         if self.max_length is not None:
             capacity = max(length, min(capacity, self.max_length))
+        self._resize(self.num_rows, capacity)
+
+    def shrink(self, num_rows: int) -> None:
+        """Gives up the room of rows that have left once it is half of all: so little is copied, all in all."""
+        self.window = slice(0, num_rows)
+        if num_rows <= self.num_rows // 2:
+            self._resize(num_rows, self.capacity)
+
+    def _resize(self, num_rows: int, capacity: int) -> None:
+        """One block after the other, so that only one exists twice."""
         for block in self.blocks:
-            block.grow(capacity)
-        self.capacity = capacity
+            block.resize(num_rows, capacity)
+        self.num_rows, self.capacity = num_rows, capacity
         self._targets.clear()
 
     def set_starts(self, starts: list[int] | None) -> None:
@@ -142,8 +179,6 @@ class SlabLayer(DynamicLayer):  # type: ignore[misc]
         """Slots in use, of the longest row."""
         self._slab = slab
         self._places: list[tuple[_Block, int]] = []
-        self._known_views: list[torch.Tensor] = []
-        self._known_shape: tuple[int, slice] | None = None
         super().__init__()
 
     @property
@@ -188,7 +223,6 @@ class SlabLayer(DynamicLayer):  # type: ignore[misc]
         states = indexer_key_states[:, None]
         if len(self._places) == 2:
             self._places.append(self._slab.place("indexer", states))
-            self._known_shape = None
         view = self._views()[2]
         self._write(view, states)
         return view[:, 0, : self.length]
@@ -213,12 +247,8 @@ class SlabLayer(DynamicLayer):  # type: ignore[misc]
         return plain
 
     def _views(self) -> list[torch.Tensor]:
-        """This layer's keys and values with all slots, looked up anew when the slab or its window has changed."""
-        shape = (self._slab.capacity, self._slab.window)
-        if self._known_shape != shape:
-            self._known_views = [block.data[layer, self._slab.window] for block, layer in self._places]
-            self._known_shape = shape
-        return self._known_views
+        """This layer's keys and values with all slots."""
+        return [block.view(layer, self._slab.window) for block, layer in self._places]
 
     def get_seq_length(self) -> int:
         return self.length
@@ -350,7 +380,7 @@ class SlabCache(Cache):  # type: ignore[misc]
         if row != last:
             self.copy_row(last, row)
         self.lengths.pop()
-        self._slab.window = slice(0, last)
+        self._slab.shrink(last)
         self._set_layers(max(self.lengths))
 
     def as_dynamic(self) -> DynamicCache:

@@ -18,11 +18,12 @@ from torch.nn.utils.rnn import pad_sequence
 from pia.drafting.tree import DraftTree
 from pia.errors import PromptError
 from pia.models.adapters import adapter_of
+from pia.models.attention_gqa import GroupedAttention
 from pia.models.kv import SlabCache
 from pia.models.layout import batch_layout
 from pia.models.masks import TreeMasks, slot_positions
 from pia.models.placement import input_device, layers_by_device
-from pia.models.prefill import distinct_prompts, prefill_groups
+from pia.models.prefill import default_chunk_size, distinct_prompts, prefill_groups
 
 
 class Runner(Protocol):
@@ -71,7 +72,8 @@ class SlabRunner:
         can_branch: the model takes an explicit 4-D mask, so trees can be verified. Otherwise a chain is fed and the
             model makes its own causal mask; then there is one row only.
         max_length: the most KV slots a request can need; `None` when unknown.
-        prefill_chunk_size: tokens per prefill forward; `None` for one forward.
+        prefill_chunk_size: tokens per prefill forward; `None` for one forward over a short prompt, and over a long one
+            for as many as bound the memory.
         num_rows: requests in the batch.
     """
 
@@ -93,6 +95,7 @@ class SlabRunner:
         self.device = input_device(model)
         self._masks = TreeMasks(model) if can_branch else None
         self._adapter = adapter_of(model)
+        self._grouped = GroupedAttention(model)
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._chunk_size = prefill_chunk_size
         self._is_cuda = self.device.type == "cuda"
@@ -142,32 +145,40 @@ class SlabRunner:
     def _fill(self, prompts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Feeds prompts padded on the right, where no token of theirs sees it; returns their last logits, `[vocab]`."""
         ids = pad_sequence(list(prompts), batch_first=True)
-        positions = torch.arange(ids.shape[1]).expand_as(ids)
-        size = self._chunk_size or ids.shape[1]
+        size = self._chunk_size or default_chunk_size(self.model, ids.shape[1])
         ends = [len(prompt) - 1 for prompt in prompts]
         last: dict[int, torch.Tensor] = {}
         for start in range(0, ids.shape[1], size):
-            chunk = slice(start, start + size)
             places = [end - start for end in ends if start <= end < start + size]
-            logits = self._call_prompt(ids[:, chunk], positions[:, chunk], sorted(set(places)))
+            logits = self._call_prompt(ids[:, start : start + size], start, sorted(set(places)))
             last |= {row: logits[end - start][row] for row, end in enumerate(ends) if end - start in logits}
         return [last[row] for row in range(len(prompts))]
 
-    def _call_prompt(self, ids: torch.Tensor, positions: torch.Tensor, places: list[int]) -> dict[int, torch.Tensor]:
-        """Feeds a piece of prompts; returns the logits `[rows, vocab]` at these places of it."""
+    def _call_prompt(self, ids: torch.Tensor, start: int, places: list[int]) -> dict[int, torch.Tensor]:
+        """Feeds a piece of prompts from a position on; returns the logits `[rows, vocab]` at these places of it."""
         length = ids.shape[1]
         options: dict[str, Any] = {}
         if self.model._supports_logits_to_keep():
             only_last = places in ([], [length - 1])
             options["logits_to_keep"] = 1 if only_last else torch.tensor(places, device=self.device)
         try:
-            logits = self._call(ids, positions, None, **options)
+            logits = self._feed_piece(ids, start, options)
         except IndexError as error:  # learned positions end somewhere
             raise PromptError(
-                f"the prompt reaches position {int(positions[0, -1])}, for which {type(self.model).__name__} "
+                f"the prompt reaches position {start + length - 1}, for which {type(self.model).__name__} "
                 f"has no embedding ({error}); shorten it"
             ) from error
         return {place: logits[:, n if options else place] for n, place in enumerate(places)}
+
+    def _feed_piece(self, ids: torch.Tensor, start: int, options: dict[str, Any]) -> torch.Tensor:
+        """Feeds a prompt's beginning under the model's own mask, and what follows as a chain behind it is fed."""
+        depths = torch.arange(ids.shape[1]).expand_as(ids)
+        if start == 0 or self._masks is None:
+            return self._call(ids, depths + start, None, **options)
+        starts, visible = torch.full((len(ids),), start), torch.ones((1, *depths.shape[1:] * 2), dtype=torch.bool)
+        mask = self._masks(starts, depths, visible.tril().expand(len(ids), -1, -1), start + ids.shape[1])
+        with self._arranged(starts, depths, start + ids.shape[1]):
+            return self._call(ids, depths + start, mask, **options)
 
     def _call(
         self,
@@ -179,9 +190,14 @@ class SlabRunner:
         """One forward; returns the logits `[rows, q, vocab]`."""
         if self._takes_positions:
             options["position_ids"] = positions.to(self.device)
-        output = self.model(
-            input_ids=ids.to(self.device), attention_mask=mask, past_key_values=self.cache, use_cache=True, **options
-        )
+        with self._grouped.used():
+            output = self.model(
+                input_ids=ids.to(self.device),
+                attention_mask=mask,
+                past_key_values=self.cache,
+                use_cache=True,
+                **options,
+            )
         if self._is_cuda:  # so that the statistics show where the time goes
             torch.cuda.synchronize(self.device)
         logits: torch.Tensor = output.logits
