@@ -13,6 +13,8 @@ from pia.drafting.shape import best_chain, branches
 from pia.drafting.source import DraftSession, NoDrafts, PatientSession
 from pia.drafting.tree import DraftTree
 
+_NO_DRAFT = DraftTree.empty()
+
 
 class Drafter:
     """Drafts for one request.
@@ -38,7 +40,7 @@ class Drafter:
         depth_at: Callable[[int], int | None] | None = None,
     ) -> None:
         self._use(session)
-        self.proposed = DraftTree.empty()
+        self.proposed = _NO_DRAFT
         """What the source proposed at this step, before its size was chosen."""
         self.num_prepared = 0
         """Drafts that were made for what might come of this step."""
@@ -52,7 +54,7 @@ class Drafter:
     def propose(self, request: Request, budget: int) -> None:
         """Asks the source for a tree of at most `budget` nodes, into `proposed`."""
         depth = self._depth(request)
-        self.proposed = DraftTree.empty()
+        self.proposed = _NO_DRAFT
         self.num_prepared = 0
         if budget == 0 or depth <= 0:
             return
