@@ -166,10 +166,14 @@ nb::bytes pack(std::span<const pia::DraftNode> nodes) {
   return packed;
 }
 
-nb::bytes propose(DraftSession& session, std::int64_t budget, std::int64_t max_depth) {
+std::uint32_t checked_depth(std::int64_t budget, std::int64_t max_depth) {
   if (budget < 0) throw std::invalid_argument("budget must be 0 or more, not " + std::to_string(budget));
   if (max_depth < 1) throw std::invalid_argument("max_depth must be 1 or more, not " + std::to_string(max_depth));
-  const auto depth = static_cast<std::uint32_t>(std::min<std::int64_t>(max_depth, INT32_MAX));
+  return static_cast<std::uint32_t>(std::min<std::int64_t>(max_depth, INT32_MAX));
+}
+
+nb::bytes propose(DraftSession& session, std::int64_t budget, std::int64_t max_depth) {
+  const std::uint32_t depth = checked_depth(budget, max_depth);
   const Turn turn(session);
   std::span<const pia::DraftNode> nodes;
   {
@@ -191,6 +195,29 @@ void observe_array(DraftSession& session, const TokenArray& tokens) {
   const Turn turn(session);
   const nb::gil_scoped_release released;
   session.observe(ids);
+}
+
+void advance(DraftSession& session, const std::vector<std::int64_t>& tokens) {
+  const auto ids = checked(tokens, session.cache().vocab_size());
+  const Turn turn(session);
+  const nb::gil_scoped_release released;
+  session.advance(ids);
+}
+
+void learn_emitted(DraftSession& session) {
+  const Turn turn(session);
+  const nb::gil_scoped_release released;
+  session.learn();
+}
+
+std::size_t prepare(DraftSession& session, const TokenArray& tokens, const TokenArray& parents, std::int64_t budget,
+                    std::int64_t max_depth, std::size_t max_outcomes) {
+  const std::uint32_t depth = checked_depth(budget, max_depth);
+  if (tokens.size() != parents.size()) throw std::invalid_argument("a draft needs a parent for each token");
+  const pia::FedDraft fed{checked(tokens, 0), {parents.data(), parents.size()}};
+  const Turn turn(session);
+  const nb::gil_scoped_release released;
+  return session.prepare(fed, static_cast<std::size_t>(budget), depth, max_outcomes);
 }
 
 void wait(DraftSession& session) {
@@ -254,6 +281,10 @@ NB_MODULE(_core, module) {
       .def("propose", &propose, "budget"_a, "max_depth"_a)
       .def("observe", &observe, "tokens"_a)
       .def("observe_array", &observe_array, "tokens"_a)
+      .def("advance", &advance, "tokens"_a)
+      .def("learn", &learn_emitted)
+      .def("prepare", &prepare, "tokens"_a, "parents"_a, "budget"_a, "max_depth"_a, "max_outcomes"_a)
+      .def_prop_ro("was_prepared", &DraftSession::was_prepared)
       .def("wait", &wait)
       .def("known_contexts", &known_contexts)
       .def("end", &end, "commit"_a)

@@ -15,9 +15,28 @@ constexpr float kExpectedChild = 0.33f;
 
 }  // namespace
 
-std::span<const DraftNode> DraftBuilder::build(Tokens text, const PredictedOutput::State& state,
-                                               const DraftSources& sources, std::size_t budget,
-                                               std::uint32_t max_depth) {
+// A node was right if its path is how the text went on.
+void judge_paths(const Draft& draft, Tokens truth, std::vector<PathLesson>& lessons) {
+  enum class Fate : std::uint8_t { kRight, kWrong, kUnknown };
+  std::vector<Fate> fates;
+  fates.reserve(draft.nodes.size());
+  for (std::size_t i = 0; i < draft.nodes.size(); ++i) {
+    const DraftNode& node = draft.nodes[i];
+    Fate fate = node.parent < 0 ? Fate::kRight : fates[static_cast<std::size_t>(node.parent)];
+    if (fate == Fate::kRight) {
+      if (node.depth > truth.size()) {
+        fate = Fate::kUnknown;
+      } else if (truth[node.depth - 1] != node.token) {
+        fate = Fate::kWrong;
+      }
+    }
+    fates.push_back(fate);
+    if (fate != Fate::kUnknown) lessons.push_back({draft.path_probs[i], fate == Fate::kRight});
+  }
+}
+
+void DraftBuilder::build(Tokens text, const PredictedOutput::State& state, const DraftSources& sources,
+                         std::size_t budget, std::uint32_t max_depth, Draft& draft) {
   nodes_.clear();
   states_.assign(1, state);
   frontier_.clear();
@@ -33,8 +52,8 @@ std::span<const DraftNode> DraftBuilder::build(Tokens text, const PredictedOutpu
       expand(text, sources, static_cast<std::int32_t>(nodes_.size()) - 1);
     }
   }
-  calibrate();
-  return nodes_;
+  draft.nodes.assign(nodes_.begin(), nodes_.end());
+  calibrate(draft);
 }
 
 // Where the output would stand in the prediction behind a node; known already behind its parent.
@@ -60,46 +79,24 @@ void DraftBuilder::expand(Tokens text, const DraftSources& sources, std::int32_t
 }
 
 // Replaces the products of probabilities by what such products have been worth. The order stays: best first.
-void DraftBuilder::calibrate() {
-  path_probs_.clear();
+void DraftBuilder::calibrate(Draft& draft) const {
+  draft.path_probs.clear();
   float last = 1.0f;
-  for (DraftNode& node : nodes_) {
-    path_probs_.push_back(node.prob);
+  for (DraftNode& node : draft.nodes) {
+    draft.path_probs.push_back(node.prob);
     last = std::min(last, model_.mixing().calibrated(node.prob));
     node.prob = last;
   }
 }
 
-PredictedOutput::State DraftBuilder::learn(Tokens text, std::size_t first, PredictedOutput::State state,
-                                           const DraftSources& sources) {
-  learn_paths(text.subspan(first));
+void DraftBuilder::learn(std::span<const PathLesson> lessons, Tokens text, std::size_t first,
+                         PredictedOutput::State state, const DraftSources& sources) {
+  for (const PathLesson& lesson : lessons) model_.mixing().learn_path(lesson.path_prob, lesson.is_right);
   for (std::size_t i = first; i < text.size(); ++i) {
     const std::size_t length = std::min<std::size_t>(i, kMaxOrder);
     model_.learn(text.subspan(i - length, length), state, text[i], sources);
     if (!sources.predicted.is_empty()) state = sources.predicted.advance(state, text[i > 0 ? i - 1 : i], text[i]);
   }
-  return state;
-}
-
-// A node was right if its path is how the text went on, and its fate is unknown if its path leads beyond the text.
-void DraftBuilder::learn_paths(Tokens truth) {
-  enum class Fate : std::uint8_t { kRight, kWrong, kUnknown };
-  std::vector<Fate> fates;
-  fates.reserve(nodes_.size());
-  for (std::size_t i = 0; i < nodes_.size(); ++i) {
-    const DraftNode& node = nodes_[i];
-    Fate fate = node.parent < 0 ? Fate::kRight : fates[static_cast<std::size_t>(node.parent)];
-    if (fate == Fate::kRight) {
-      if (node.depth > truth.size()) {
-        fate = Fate::kUnknown;
-      } else if (truth[node.depth - 1] != node.token) {
-        fate = Fate::kWrong;
-      }
-    }
-    fates.push_back(fate);
-    if (fate != Fate::kUnknown) model_.mixing().learn_path(path_probs_[i], fate == Fate::kRight);
-  }
-  nodes_.clear();
 }
 
 // The last tokens up to and including `node`, oldest first: its path, and before that the text.

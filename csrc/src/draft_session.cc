@@ -1,5 +1,6 @@
 #include "draft_session.h"
 
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 
@@ -15,6 +16,16 @@ constexpr std::size_t kMaxPromptAtOnce = 2048;
 // Distinct contexts that a token makes, about; what of them recurs differs with the text.
 constexpr std::size_t kContextsPerToken = 5;
 
+// A draft made before it was known that the text would go on with `tokens`.
+struct Prepared {
+  std::vector<TokenId> tokens;
+  std::size_t budget;
+  std::uint32_t max_depth;
+  Draft draft;
+
+  bool is_for(Tokens emitted) const { return std::equal(tokens.begin(), tokens.end(), emitted.begin(), emitted.end()); }
+};
+
 }  // namespace
 
 struct DraftSession::Own {
@@ -24,7 +35,8 @@ struct DraftSession::Own {
         num_prompt(prompt.size()),
         table(request_meter, prompt.size() > kMaxPromptAtOnce, kContextsPerToken * (prompt.size() + predicted_text.size())),
         predicted(predicted_text),
-        builder(std::move(mixing)) {
+        builder(std::move(mixing)),
+        num_learned(prompt.size()) {
     book_text();
     table.insert(predicted_text, 0);
     if (num_prompt > kMaxPromptAtOnce) {
@@ -43,12 +55,45 @@ struct DraftSession::Own {
     meter.try_charge(num_text_bytes);
   }
 
-  void append(Tokens tokens, const DraftSources& sources) {
-    const std::size_t first = text.size();
-    text.insert(text.end(), tokens.begin(), tokens.end());
+  // Puts tokens behind the text, and off what they teach.
+  void append(Tokens tokens) {
+    judge_paths(draft, tokens, path_lessons);
+    draft.clear();
+    for (const TokenId token : tokens) {
+      if (!predicted.is_empty()) state = predicted.advance(state, text.empty() ? token : text.back(), token);
+      text.push_back(token);
+    }
     book_text();
-    state = builder.learn(text, first, state, sources);
-    table.insert(text, first);
+  }
+
+  void learn(const DraftSources& sources) {
+    builder.learn(path_lessons, text, num_learned, learned_state, sources);
+    table.insert(text, num_learned);
+    path_lessons.clear();
+    num_learned = text.size();
+    learned_state = state;
+  }
+
+  // The draft that goes on from the text and further tokens, which teach nothing.
+  Draft draft_behind(Tokens tokens, const DraftSources& sources, std::size_t budget, std::uint32_t max_depth) {
+    const std::size_t reach = std::min<std::size_t>(text.size(), kMaxOrder);
+    std::vector<TokenId> recent(text.end() - static_cast<std::ptrdiff_t>(reach), text.end());
+    PredictedOutput::State state_behind = state;
+    for (const TokenId token : tokens) {
+      if (!predicted.is_empty()) {
+        state_behind = predicted.advance(state_behind, recent.empty() ? token : recent.back(), token);
+      }
+      recent.push_back(token);
+    }
+    Draft made;
+    builder.build(recent, state_behind, sources, budget, max_depth, made);
+    return made;
+  }
+
+  // Prepared drafts hold for the text and the tables as they are.
+  void drop_prepared() {
+    prepared.clear();
+    ready.reset();
   }
 
   // Once the prompt is learned this thread has the table to itself.
@@ -65,6 +110,12 @@ struct DraftSession::Own {
   const PredictedOutput predicted;
   PredictedOutput::State state;  // where the output stands in the prediction
   DraftBuilder builder;
+  Draft draft;                                // proposed last, as long as nothing has come of it
+  std::size_t num_learned;                    // tokens of the text whose lessons are learned
+  PredictedOutput::State learned_state;       // where they end in the prediction
+  std::vector<PathLesson> path_lessons;       // to be learned
+  std::vector<Prepared> prepared;             // for what may be emitted next
+  std::optional<Prepared> ready;              // for what was emitted
   std::unique_ptr<PromptReader> reader;  // while it reads
 };
 
@@ -91,14 +142,60 @@ DraftSources DraftSession::sources(const Own& own) const { return {own.table, sh
 
 std::span<const DraftNode> DraftSession::propose(std::size_t budget, std::uint32_t max_depth) {
   Own& own = running();
-  return own.builder.build(own.text, own.state, sources(own), budget, max_depth);
+  was_prepared_ = own.ready && own.ready->budget == budget && own.ready->max_depth == max_depth;
+  if (was_prepared_) {
+    own.draft = std::move(own.ready->draft);
+  } else {
+    own.builder.build(own.text, own.state, sources(own), budget, max_depth, own.draft);
+  }
+  own.ready.reset();
+  return own.draft.nodes;
 }
 
 void DraftSession::observe(Tokens tokens) {
+  advance(tokens);
+  learn();
+}
+
+void DraftSession::advance(Tokens tokens) {
   Own& own = running();
+  own.ready.reset();
+  const auto found =
+      std::find_if(own.prepared.begin(), own.prepared.end(), [&](const Prepared& draft) { return draft.is_for(tokens); });
+  if (found != own.prepared.end()) own.ready = std::move(*found);
+  own.prepared.clear();
   std::optional<PromptReader::Turn> turn;
   if (own.reader) turn.emplace(*own.reader);
-  own.append(tokens, sources(own));
+  own.append(tokens);
+}
+
+void DraftSession::learn() { learn(running()); }
+
+void DraftSession::learn(Own& own) {
+  if (own.num_learned == own.text.size()) return;
+  own.drop_prepared();
+  std::optional<PromptReader::Turn> turn;
+  if (own.reader) turn.emplace(*own.reader);
+  own.learn(sources(own));
+}
+
+std::size_t DraftSession::prepare(const FedDraft& fed, std::size_t budget, std::uint32_t max_depth,
+                                  std::size_t max_outcomes) {
+  Own& own = running();
+  own.drop_prepared();
+  const DraftSources known = sources(own);
+  // Some of what a larger tree has more are children of each other, which are no outcomes of this forward.
+  const Draft grown = own.draft_behind({}, known, fed.tokens.size() + 2 * max_outcomes, max_depth + 1);
+  for (auto& tokens : likeliest_outcomes(grown.nodes, fed, max_outcomes)) {
+    if (is_stop(tokens.back())) continue;
+    Draft draft = own.draft_behind(tokens, known, budget, max_depth);
+    own.prepared.push_back({std::move(tokens), budget, max_depth, std::move(draft)});
+  }
+  return own.prepared.size();
+}
+
+bool DraftSession::is_stop(TokenId token) const {
+  return std::find(stop_ids_.begin(), stop_ids_.end(), token) != stop_ids_.end();
 }
 
 std::vector<DraftSession::KnownContext> DraftSession::known_contexts() {
@@ -131,6 +228,7 @@ void DraftSession::end(bool commit) {
   if (!own_) return;
   const auto own = std::move(own_);
   own->reader.reset();
+  if (commit) learn(*own);
   if (commit) cache_->learn(Tokens(own->text).subspan(own->num_prompt), stop_ids_, space_, request_);
   shared_.reset();
   corpora_.clear();

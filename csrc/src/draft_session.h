@@ -2,10 +2,14 @@
 //
 // A long prompt is learned in the background, newest part first, so that the first step need not wait for it: drafts
 // are right from the start and merely know less for a while.
+//
+// While the model runs, its thread is idle: what the last tokens teach can wait until then (`advance`, later `learn`), and
+// the drafts for the likeliest outcomes be made beforehand (`prepare`).
 #pragma once
 
 #include "draft_builder.h"
 #include "draft_cache.h"
+#include "outcomes.h"
 
 namespace pia {
 
@@ -18,7 +22,16 @@ class DraftSession {
 
   // The best tree of `budget` nodes that may continue the text so far; valid until the next call.
   std::span<const DraftNode> propose(std::size_t budget, std::uint32_t max_depth);
+  // Takes note of emitted tokens. What they teach, the next draft knows.
   void observe(Tokens tokens);
+  // The same in two parts: drafts go on behind the tokens at once, and know what they teach after `learn`.
+  void advance(Tokens tokens);
+  void learn();
+  // Makes the drafts, `propose(budget, max_depth)`, for the likeliest outcomes of a forward over `fed`: if one of these is
+  // what `advance` is told next, the draft is there, the very one that would be made then. Returns how many were made.
+  std::size_t prepare(const FedDraft& fed, std::size_t budget, std::uint32_t max_depth, std::size_t max_outcomes);
+  // Whether the last proposal had been prepared.
+  bool was_prepared() const { return was_prepared_; }
   // Returns once the whole prompt is learned.
   void wait();
   // Frees the request's memory; with `commit` its output is learned by the cache first. Further calls do nothing.
@@ -46,6 +59,8 @@ class DraftSession {
   struct Own;  // what the request alone holds
 
   Own& running();
+  void learn(Own& own);
+  bool is_stop(TokenId token) const;
   DraftSources sources(const Own& own) const;
 
   std::shared_ptr<DraftCache> cache_;
@@ -55,6 +70,7 @@ class DraftSession {
   std::vector<TokenId> stop_ids_;
   Corpora corpora_;
   std::unique_ptr<Own> own_;
+  bool was_prepared_ = false;
   std::atomic_flag is_in_use_;
 };
 

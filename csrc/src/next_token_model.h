@@ -44,7 +44,7 @@ class NextTokenModel {
   // Teaches the mixing model that `token` followed `recent`. The tables must not have counted it yet.
   void learn(Tokens recent, const PredictedOutput::State& state, TokenId token, const DraftSources& sources);
 
-  MixingModel& mixing() { return *mixing_; }
+  MixingModel& mixing() const { return *mixing_; }
 
  private:
   static constexpr std::size_t kMaxEdgesRead = 12;  // of each context, the most frequent

@@ -10,8 +10,10 @@ from pia.config import Shape
 from pia.decoding.request import Request
 from pia.drafting.budget import BudgetPolicy
 from pia.drafting.shape import best_chain, branches
-from pia.drafting.source import DraftSession, NoDrafts
+from pia.drafting.source import DraftSession, NoDrafts, PatientSession
 from pia.drafting.tree import DraftTree
+
+_NO_DRAFT = DraftTree.empty()
 
 
 class Drafter:
@@ -37,9 +39,12 @@ class Drafter:
         vocab_size: int | None = None,
         depth_at: Callable[[int], int | None] | None = None,
     ) -> None:
-        self.session = session
-        self.proposed = DraftTree.empty()
+        self._use(session)
+        self.proposed = _NO_DRAFT
         """What the source proposed at this step, before its size was chosen."""
+        self.num_prepared = 0
+        """Drafts that were made for what might come of this step."""
+        self._lessons: list[tuple[DraftTree, int, list[int], int]] = []
         self._max_depth = max_depth
         self._shape = shape
         self._max_length = max_length
@@ -49,7 +54,8 @@ class Drafter:
     def propose(self, request: Request, budget: int) -> None:
         """Asks the source for a tree of at most `budget` nodes, into `proposed`."""
         depth = self._depth(request)
-        self.proposed = DraftTree.empty()
+        self.proposed = _NO_DRAFT
+        self.num_prepared = 0
         if budget == 0 or depth <= 0:
             return
         tree = self.session.propose(budget, depth)
@@ -62,16 +68,53 @@ class Drafter:
         tree = self.proposed.prefix(size)
         return branches(tree, most) if self._shape == "branches" else tree
 
+    @property
+    def was_prepared(self) -> bool:
+        """Whether the draft of this step had been made while the last forward ran."""
+        return self._patient is not None and len(self.proposed) > 0 and self._patient.was_prepared
+
     def learn(self, policy: BudgetPolicy, tree: DraftTree, nodes: list[int], token_ids: list[int]) -> None:
         """Learns from a step: of `tree`, `nodes` were accepted, and these tokens were emitted."""
+        self._take_note(tree, nodes, token_ids, self.session.observe)
+        self.catch_up(policy)
+
+    def advance(self, tree: DraftTree, nodes: list[int], token_ids: list[int]) -> None:
+        """The same, but only what the next draft cannot do without; the rest waits for `catch_up`."""
+        self._take_note(tree, nodes, token_ids, self._patient.advance if self._patient else self.session.observe)
+
+    def catch_up(self, policy: BudgetPolicy) -> None:
+        """Learns what was put off."""
+        if self._patient is not None:
+            self._patient.learn()
+        for lesson in self._lessons:
+            policy.observe_row(*lesson)
+        self._lessons.clear()
+
+    def prepare(self, request: Request, tree: DraftTree, budget: int) -> None:
+        """Makes drafts for what may come of this step's forward, over `tree`; none near the end, which cuts them."""
+        if self._patient is not None and budget > 0 and self._depth(request) == self._max_depth:
+            self.num_prepared = self._patient.prepare(tree, budget, self._max_depth)
+
+    def finish(self, policy: BudgetPolicy) -> None:
+        """Ends a request that has come to its end: the source learns what it produced."""
+        self.catch_up(policy)
+        self.session.end(commit=True)
+
+    def _use(self, session: DraftSession) -> None:
+        self.session = session
+        self._patient = session if isinstance(session, PatientSession) else None
+
+    def _take_note(
+        self, tree: DraftTree, nodes: list[int], token_ids: list[int], observe: Callable[[list[int]], None]
+    ) -> None:
         try:
-            self.session.observe(token_ids)
+            observe(token_ids)
         except ValueError:
             # Models have room for more ids than their tokenizer fills. A text with such an id cannot be learned.
             self.session.end(commit=False)
-            self.session = NoDrafts()
+            self._use(NoDrafts())
         if self._shape != "branches":  # there the nodes are copies of those proposed
-            policy.observe_row(self.proposed, len(tree), nodes, token_ids[0])
+            self._lessons.append((self.proposed, len(tree), nodes, token_ids[0]))
 
     def _depth(self, request: Request) -> int:
         """How far a draft may run ahead: a step emits one token more than its depth, and none beyond the end."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import NamedTuple
 
 import torch
 
 from pia.decoding.accept import Accepted, accept
 from pia.decoding.chooser import TokenChooser, load_rows
 from pia.decoding.drafter import Drafter
+from pia.decoding.overlap import Overlap, commit
 from pia.decoding.request import Request
 from pia.decoding.stats import Step
 from pia.drafting.budget import BudgetPolicy
@@ -29,6 +31,17 @@ class Row:
     drafter: Drafter
 
 
+class _Times(NamedTuple):
+    """Seconds of a step, all rows together; see `Step`."""
+
+    draft: float
+    forward: float
+    accept: float
+    keep: float
+    launch: float = 0.0
+    hidden: float = 0.0
+
+
 def decode_steps(runner: Runner, rows: Sequence[Row], policy: BudgetPolicy) -> Generator[Step, None, None]:
     """Decodes requests together, one forward a step, the prefill first. Each step is yielded row by row.
 
@@ -36,30 +49,36 @@ def decode_steps(runner: Runner, rows: Sequence[Row], policy: BudgetPolicy) -> G
     off by an exception or by a consumer that stopped listening.
     """
     active = list(rows)
+    ended: list[Drafter] = []  # their texts are still to be learned
     try:
         steps = _prefill(runner, active, policy)
         while True:
-            _retire_finished(runner, active)
+            ended += _retire_finished(runner, active)
+            if not (active and runner.is_asynchronous):
+                commit(ended, policy)
             yield from steps
             if not active:
                 return
-            steps = _step(runner, active, policy)
+            steps = _step(runner, active, policy, ended)
     finally:
+        commit(ended, policy)
         for row in rows:
             row.drafter.session.end(commit=False)
 
 
-def _retire_finished(runner: Runner, active: list[Row]) -> None:
+def _retire_finished(runner: Runner, active: list[Row]) -> list[Drafter]:
     """Takes the rows that have ended out of the batch, the last row each time moving to the place that is left."""
+    ended = []
     for place in reversed(range(len(active))):
         row = active[place]
         if row.request.finish_reason is None:
             continue
-        row.drafter.session.end(commit=True)
+        ended.append(row.drafter)
         if len(active) > 1:
             runner.retire(place)
         active[place] = active[-1]
         active.pop()
+    return ended
 
 
 @torch.no_grad()
@@ -71,24 +90,29 @@ def _prefill(runner: Runner, rows: Sequence[Row], policy: BudgetPolicy) -> list[
     trees = [DraftTree.empty()] * len(rows)
     walks = _accept(rows, trees, logits[:, None])
     walked = perf_counter()
-    _learn(rows, policy, trees, walks)
-    times = (0.0, forwarded - start, walked - forwarded, perf_counter() - walked)
+    _learn(rows, policy, trees, walks, is_put_off=runner.is_asynchronous)
+    times = _Times(0.0, forwarded - start, walked - forwarded, perf_counter() - walked)
     return _steps(rows, trees, walks, times, is_prefill=True)
 
 
 @torch.no_grad()
-def _step(runner: Runner, rows: Sequence[Row], policy: BudgetPolicy) -> list[Step]:
-    """Draft, verify, accept, keep, learn."""
+def _step(runner: Runner, rows: Sequence[Row], policy: BudgetPolicy, ended: list[Drafter]) -> list[Step]:
+    """Draft, verify, accept, keep, learn; a device of its own leaves time to learn while it verifies the next draft."""
     start = perf_counter()
     trees = _draft(rows, policy)
     drafted = perf_counter()
-    logits = runner.forward([row.request.token_ids[-1] for row in rows], trees)
+    overlap = Overlap([row.request for row in rows], [row.drafter for row in rows], trees, policy, ended)
+    last_ids = [row.request.token_ids[-1] for row in rows]
+    logits = runner.forward(last_ids, trees, overlap) if runner.is_asynchronous else runner.forward(last_ids, trees)
     forwarded = perf_counter()
     walks = _accept(rows, trees, logits)
     walked = perf_counter()
     runner.keep([walk.rows for walk in walks])
-    _learn(rows, policy, trees, walks)
-    times = (drafted - start, forwarded - drafted, walked - forwarded, perf_counter() - walked)
+    _learn(rows, policy, trees, walks, is_put_off=runner.is_asynchronous)
+    launch_s = overlap.started_at - drafted if overlap.started_at is not None else 0.0
+    times = _Times(
+        drafted - start, forwarded - drafted, walked - forwarded, perf_counter() - walked, launch_s, overlap.seconds
+    )
     return _steps(rows, trees, walks, times)
 
 
@@ -106,33 +130,48 @@ def _accept(rows: Sequence[Row], trees: Sequence[DraftTree], logits: torch.Tenso
     return [accept(tree, row.chooser, row.request) for row, tree in zip(rows, trees, strict=True)]
 
 
-def _learn(rows: Sequence[Row], policy: BudgetPolicy, trees: Sequence[DraftTree], walks: Sequence[Accepted]) -> None:
+def _learn(
+    rows: Sequence[Row],
+    policy: BudgetPolicy,
+    trees: Sequence[DraftTree],
+    walks: Sequence[Accepted],
+    *,
+    is_put_off: bool,
+) -> None:
+    """Takes note of what was emitted, and learns from it now or, put off, while the next forward runs."""
     policy.observe_payoff(max(map(len, trees)), sum(len(walk.nodes) for walk in walks))
     for row, tree, walk in zip(rows, trees, walks, strict=True):
-        row.drafter.learn(policy, tree, walk.nodes, walk.token_ids)
+        if is_put_off:
+            row.drafter.advance(tree, walk.nodes, walk.token_ids)
+        else:
+            row.drafter.learn(policy, tree, walk.nodes, walk.token_ids)
 
 
 def _steps(
     rows: Sequence[Row],
     trees: Sequence[DraftTree],
     walks: Sequence[Accepted],
-    times: tuple[float, float, float, float],
+    times: _Times,
     is_prefill: bool = False,
 ) -> list[Step]:
     """What to tell of a step, row by row; each row bears an equal share of the time."""
-    draft_s, forward_s, accept_s, keep_s = (seconds / len(rows) for seconds in times)
+    share = _Times(*(seconds / len(rows) for seconds in times))
     return [
         Step(
             token_ids=walk.token_ids,
             sources=walk.sources,
             num_nodes=len(tree),
-            draft_s=draft_s,
-            forward_s=forward_s,
-            accept_s=accept_s,
-            keep_s=keep_s,
+            draft_s=share.draft,
+            forward_s=share.forward,
+            accept_s=share.accept,
+            keep_s=share.keep,
+            launch_s=share.launch,
+            hidden_s=share.hidden,
             is_prefill=is_prefill,
             finish_reason=row.request.finish_reason,
             row=row.index,
+            is_prepared=row.drafter.was_prepared,
+            num_prepared=row.drafter.num_prepared,
         )
         for row, tree, walk in zip(rows, trees, walks, strict=True)
     ]

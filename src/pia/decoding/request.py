@@ -61,11 +61,19 @@ class Request:
         self.finish_reason: str | None = None
         room = (stopping.max_length or self.num_prompt_tokens + 1024) - self.num_prompt_tokens
         self._buffer = torch.cat([input_ids, input_ids.new_zeros((1, max(1, min(room, 4096))))], dim=1)
+        self._num_buffered = self.num_prompt_tokens
 
     @property
     def input_ids(self) -> torch.Tensor:
         """All tokens so far, `[1, length]` (a view, valid until the next token)."""
-        return self._buffer[:, : len(self.token_ids)]
+        length = len(self.token_ids)
+        if self._num_buffered < length:  # written when asked for: most requests never ask
+            if length > self._buffer.shape[1]:
+                self._buffer = torch.cat([self._buffer, self._buffer.new_zeros((1, length))], dim=1)
+            new = self.token_ids[self._num_buffered :]
+            self._buffer[0, self._num_buffered : length] = torch.tensor(new)
+            self._num_buffered = length
+        return self._buffer[:, :length]
 
     @property
     def output_ids(self) -> list[int]:
@@ -79,8 +87,5 @@ class Request:
 
     def append(self, token_id: int, scores: tuple[torch.Tensor, ...] | None) -> None:
         """Takes the next token and decides whether it is the last."""
-        if len(self.token_ids) == self._buffer.shape[1]:
-            self._buffer = torch.cat([self._buffer, torch.zeros_like(self._buffer)], dim=1)
-        self._buffer[0, len(self.token_ids)] = token_id
         self.token_ids.append(token_id)
         self.finish_reason = self.stopping.check(self, scores)

@@ -21,11 +21,19 @@ class Step:
     draft_s: float = 0.0
     """Seconds spent on drafting (and choosing the tree's size)."""
     forward_s: float = 0.0
-    """Seconds spent in the model, its masks and positions included."""
+    """Seconds spent in the model, its masks and positions included, and what was done meanwhile."""
     accept_s: float = 0.0
     """Seconds spent on choosing tokens: processors, sampling, stopping."""
     keep_s: float = 0.0
-    """Seconds spent on the KV cache and on learning."""
+    """Seconds spent on the KV cache and on learning, as far as that was not put off until the next forward."""
+    launch_s: float = 0.0
+    """Of the forward's seconds, those until a device had it that works on its own; 0 where there is none."""
+    hidden_s: float = 0.0
+    """Of the forward's seconds, those in which the host learned and drafted while such a device worked."""
+    is_prepared: bool = False
+    """The draft had been made while the last forward ran."""
+    num_prepared: int = 0
+    """Drafts made while this one ran, for what might come of it."""
     is_prefill: bool = False
     finish_reason: str | None = None
     """"eos", "length" or "stop" on the last step."""
@@ -71,6 +79,14 @@ class Stats:
     forward_s: float = 0.0
     accept_s: float = 0.0
     keep_s: float = 0.0
+    launch_s: float = 0.0
+    """Part of `forward_s`: until the device had its work."""
+    hidden_s: float = 0.0
+    """Part of `forward_s`: the host's own work while the device did its."""
+    num_prepared: int = 0
+    """Drafts made while a forward ran, for what might come of it."""
+    prepared_hits: int = 0
+    """Steps whose draft was one of these."""
     accepted_by_depth: Counter[int] = field(default_factory=Counter)
     """How many steps accepted a drafted token at this depth (1 is the first token ahead)."""
     accepted_by_source: Counter[str] = field(default_factory=Counter)
@@ -102,6 +118,10 @@ class Stats:
         self.num_accepted += step.num_accepted
         self.draft_s += step.draft_s
         self.forward_s += step.forward_s
+        self.launch_s += step.launch_s
+        self.hidden_s += step.hidden_s
+        self.num_prepared += step.num_prepared
+        self.prepared_hits += step.is_prepared
         self.qts.append(step.draft_s)
         self.accepted_by_depth.update(range(1, step.num_accepted + 1))
         self.accepted_by_source.update(source for source in step.sources if source is not None)
@@ -142,6 +162,15 @@ class Stats:
         return self.num_accepted / self.num_drafted if self.num_drafted else 0.0
 
     @property
+    def host_s(self) -> float:
+        """Decode time in which a device that works on its own has nothing to do: draft, launch, accept and keep.
+
+        By `num_steps` it is the host's time between two forwards. What such a device does last, choosing the likeliest
+        tokens and moving keys and values, is in it.
+        """
+        return self.draft_s + self.launch_s + self.accept_s + self.keep_s
+
+    @property
     def host_share(self) -> float:
         """Share of the decode time spent outside the forward: draft, accept and keep."""
         host = self.draft_s + self.accept_s + self.keep_s
@@ -161,7 +190,7 @@ class Stats:
         totals = {name: value for name, value in vars(self).items() if not isinstance(value, list)}
         totals["accepted_by_depth"] = {str(depth): n for depth, n in sorted(self.accepted_by_depth.items())}
         totals["accepted_by_source"] = dict(self.accepted_by_source)
-        for name in ("edl", "acceptance", "host_share", "tokens_per_s", "seconds"):
+        for name in ("edl", "acceptance", "host_s", "host_share", "tokens_per_s", "seconds"):
             totals[name] = getattr(self, name)
         return totals
 

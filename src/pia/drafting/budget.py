@@ -71,16 +71,18 @@ class Calibrator:
 
     def __call__(self, probs: np.ndarray) -> np.ndarray:
         """Corrected probabilities, same shape, at most 1."""
-        return np.minimum(probs * self._factors[np.searchsorted(_EDGES, probs)], 1.0)
+        return np.minimum(probs * self._factors[_EDGES.searchsorted(probs)], 1.0)
 
     def observe(self, probs: np.ndarray, accepted: np.ndarray) -> None:
         """Learns from nodes whose fate is known: their estimates and whether they were accepted, `[n]` each."""
-        bins = np.searchsorted(_EDGES, probs)
+        bins = _EDGES.searchsorted(probs)
         size = len(self._factors)
-        self._expected = self._expected * self._DECAY + np.bincount(bins, weights=probs, minlength=size)
-        self._accepted = self._accepted * self._DECAY + np.bincount(bins, weights=accepted, minlength=size)
+        self._expected *= self._DECAY
+        self._expected += np.bincount(bins, weights=probs, minlength=size)
+        self._accepted *= self._DECAY
+        self._accepted += np.bincount(bins, weights=accepted, minlength=size)
         # A bin with little to show goes by all bins together.
-        overall = (self._accepted.sum() + self._PRIOR) / (self._expected.sum() + self._PRIOR)
+        overall = float(self._accepted.sum() + self._PRIOR) / float(self._expected.sum() + self._PRIOR)
         self._factors = (self._accepted + self._PRIOR * overall) / (self._expected + self._PRIOR)
 
     def observe_payoff(self, won: float) -> None:
@@ -157,12 +159,15 @@ class BudgetPolicy:
         if len(probs) != self._num_rows:  # rows have left
             self._num_rows, self._costs = len(probs), self._costs_of(len(probs))
         longest = max(map(len, probs))
-        gains = np.full(longest + 1, float(len(probs)))
+        gains = np.zeros(longest + 1)
+        gains += len(probs)
         for row in probs:
-            expected = np.cumsum(self.calibrator(row))
+            expected = self.calibrator(row).cumsum()
             gains[1 : len(row) + 1] += expected
-            gains[len(row) + 1 :] += expected[-1] if len(row) else 0.0
-        best = int(np.argmax(gains / self._costs[: len(gains)]))
+            if 0 < len(row) < longest:
+                gains[len(row) + 1 :] += expected[-1]
+        gains /= self._costs[: longest + 1]
+        best = int(gains.argmax())
         self._num_wanted = self.calibrator.num_wanted = max(best, 0.8 * self._num_wanted)
         if best and self._is_held():
             best = 0
@@ -211,9 +216,11 @@ class BudgetPolicy:
         if self.fixed is not None or len(proposed) == 0:
             return
         hits = np.zeros(len(proposed), dtype=bool)
-        hits[list(accepted)] = True
-        known = np.arange(len(proposed)) < num_verified
-        unfed_children = ~known & (proposed.parents < 0)
-        hits |= unfed_children & (proposed.token_ids == first_token)
-        known |= unfed_children
+        hits[accepted] = True
+        if num_verified == len(proposed):
+            self.calibrator.observe(proposed.probs, hits)
+            return
+        known = proposed.parents < 0
+        hits[num_verified:] = known[num_verified:] & (proposed.token_ids[num_verified:] == first_token)
+        known[:num_verified] = True
         self.calibrator.observe(proposed.probs[known], hits[known])

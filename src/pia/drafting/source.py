@@ -6,7 +6,7 @@ A source hands out one session a request, so that nothing of a request outlives 
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -26,6 +26,28 @@ class DraftSession(Protocol):
 
     def end(self, *, commit: bool) -> None:
         """Ends the request. With `commit` its output is learned for others; without, no trace of it is left."""
+        ...
+
+
+@runtime_checkable
+class PatientSession(DraftSession, Protocol):
+    """A session that can learn, and draft ahead, while the model runs."""
+
+    @property
+    def was_prepared(self) -> bool:
+        """Whether the last proposal had been made beforehand."""
+        ...
+
+    def advance(self, token_ids: list[int]) -> None:
+        """The same as `observe`, but what the tokens teach waits for `learn`."""
+        ...
+
+    def learn(self) -> None:
+        """Learns what was put off."""
+        ...
+
+    def prepare(self, fed: DraftTree, budget: int, max_depth: int) -> int:
+        """Makes drafts for the likeliest outcomes of a forward over `fed`, and nothing else; returns how many."""
         ...
 
 

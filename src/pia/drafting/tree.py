@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,16 +87,25 @@ class TreeWalk:
     """
 
     def __init__(self, tree: DraftTree) -> None:
-        self._children: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for node, key in enumerate(zip(tree.parents.tolist(), tree.token_ids.tolist(), strict=True)):
-            self._children[key].append(node)
+        self._token_ids: list[int] = tree.token_ids.tolist()
+        self._parents: list[int] = tree.parents.tolist()
         self._here = [-1]
         self.node = -1
         """The node reached, the first of its kind; -1 is the root."""
 
     def follow(self, token_id: int) -> bool:
         """Goes on to the children that carry this token; `False` where there are none, and the walk is over."""
-        self._here = [child for parent in self._here for child in self._children.get((parent, token_id), ())]
+        self._here = [node for node in self._nodes_with(token_id) if self._parents[node] in self._here]
         if self._here:
             self.node = self._here[0]
         return bool(self._here)
+
+    def _nodes_with(self, token_id: int) -> Iterator[int]:
+        """The nodes behind those reached that carry this token, in order."""
+        node = self._here[0] if self._here else len(self._parents)
+        try:
+            while True:
+                node = self._token_ids.index(token_id, node + 1)
+                yield node
+        except ValueError:  # no more of them
+            return

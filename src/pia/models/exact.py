@@ -105,6 +105,7 @@ class ExactRows:
 
     can_draft = True
     can_branch = False
+    is_asynchronous = False
 
     def __init__(self, new_runner: Callable[[], ExactRunner]) -> None:
         self._new_runner = new_runner
@@ -121,7 +122,9 @@ class ExactRows:
         self.runners = [self._new_runner() for _ in prompts]
         return torch.cat([runner.prefill(ids[None]) for runner, ids in zip(self.runners, prompts, strict=True)])
 
-    def forward(self, token_ids: Sequence[int], trees: Sequence[DraftTree]) -> torch.Tensor:
+    def forward(
+        self, token_ids: Sequence[int], trees: Sequence[DraftTree], meanwhile: Callable[[], None] | None = None
+    ) -> torch.Tensor:
         """Feeds each row its last accepted token and its chain; returns logits `[rows, q, vocab]`."""
         rows = zip(self.runners, token_ids, trees, strict=True)
         return pad_sequence([runner.forward(token_id, tree) for runner, token_id, tree in rows], batch_first=True)

@@ -17,12 +17,15 @@ def layout(tree: DraftTree) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_
         depths, int64 `[1 + nodes]`, and visibility, bool `[1 + nodes, 1 + nodes]`.
     """
     size = len(tree) + 1
-    depths = np.zeros(size, dtype=np.int64)
-    visible = np.eye(size, dtype=bool)
+    paths = [1]  # as bits, bit j for node j - 1: a few nodes at a time cost arrays more than integers
+    depths = [0]
     for row, parent in enumerate(tree.parents.tolist(), start=1):
-        visible[row] |= visible[parent + 1]
-        depths[row] = depths[parent + 1] + 1
-    return depths, visible
+        paths.append(paths[parent + 1] | 1 << row)
+        depths.append(depths[parent + 1] + 1)
+    num_bytes = (size + 7) // 8
+    packed = np.frombuffer(b"".join([path.to_bytes(num_bytes, "little") for path in paths]), np.uint8)
+    bits = np.unpackbits(packed.reshape(size, num_bytes), axis=1, count=size, bitorder="little")
+    return np.array(depths, dtype=np.int64), bits.view(bool)
 
 
 def batch_layout(
@@ -37,6 +40,11 @@ def batch_layout(
     Returns:
         ids and depths, int64 `[rows, q]`, and visibility, bool `[rows, q, q]`.
     """
+    if len(trees) == 1:
+        depths, visible = layout(trees[0])
+        ids = np.empty((1, len(depths)), dtype=np.int64)
+        ids[0, 0], ids[0, 1:] = token_ids[0], trees[0].token_ids
+        return ids, depths[None], visible[None]
     num_rows, q = len(trees), 1 + max(map(len, trees))
     ids = np.zeros((num_rows, q), dtype=np.int64)
     depths = np.zeros((num_rows, q), dtype=np.int64)

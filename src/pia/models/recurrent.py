@@ -9,7 +9,7 @@ from before the step is put back, and the tokens that were accepted are fed agai
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ class RecurrentRunner:
         self.model = model
         self._verifier = verifying_twin(model)  # made for each request: modules may be replaced between them
         self.device = input_device(model)
+        self.is_asynchronous = self.device.type == "cuda"
         self._chunk_size = prefill_chunk_size
         name = cache_argument(model)
         assert name is not None, "a model with a recurrent state takes it as an argument"
@@ -76,7 +77,9 @@ class RecurrentRunner:
         return logits
 
     @torch.no_grad()
-    def forward(self, token_ids: Sequence[int], trees: Sequence[DraftTree]) -> torch.Tensor:
+    def forward(
+        self, token_ids: Sequence[int], trees: Sequence[DraftTree], meanwhile: Callable[[], None] | None = None
+    ) -> torch.Tensor:
         """Feeds what is pending, the last accepted token and a chain.
 
         Returns:
@@ -86,7 +89,7 @@ class RecurrentRunner:
         if len(tree):
             self._snapshot.take(self._cache)
         self._fed = [*self._pending, *token_ids, *tree.token_ids.tolist()]
-        return self._continue(self._fed, 1 + len(tree))[None]
+        return self._continue(self._fed, 1 + len(tree), meanwhile)[None]
 
     def keep(self, kept: Sequence[Sequence[int]]) -> None:
         """Keeps the first tokens of the last forward, as many as are named."""
@@ -108,11 +111,15 @@ class RecurrentRunner:
         self._pending = []
 
     @torch.no_grad()
-    def _continue(self, token_ids: list[int], num_logits: int) -> torch.Tensor:
+    def _continue(
+        self, token_ids: list[int], num_logits: int, meanwhile: Callable[[], None] | None = None
+    ) -> torch.Tensor:
         """Feeds tokens that plain decoding would feed one by one."""
-        return self._feed(self._verifier if len(token_ids) > 1 else self.model, token_ids, num_logits)
+        return self._feed(self._verifier if len(token_ids) > 1 else self.model, token_ids, num_logits, meanwhile)
 
-    def _feed(self, model: Any, token_ids: list[int], num_logits: int) -> torch.Tensor:
+    def _feed(
+        self, model: Any, token_ids: list[int], num_logits: int, meanwhile: Callable[[], None] | None = None
+    ) -> torch.Tensor:
         """One forward; returns the logits of the last `num_logits` tokens, `[num_logits, vocab]`."""
         size = len(token_ids)
         inputs: dict[str, Any] = {self._cache_name: self._cache, "use_cache": True, "return_dict": True}
@@ -123,7 +130,9 @@ class RecurrentRunner:
         output = model(input_ids=torch.tensor([token_ids], device=self.device), **inputs)
         self._cache = getattr(output, self._cache_name)
         self._length += size
-        if self.device.type == "cuda":  # so that the statistics show where the time goes
+        if meanwhile is not None:
+            meanwhile()
+        if self.is_asynchronous:  # so that the statistics show where the time goes
             torch.cuda.synchronize(self.device)
         logits: torch.Tensor = output.logits[0, -num_logits:]
         return logits

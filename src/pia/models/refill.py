@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,11 +31,13 @@ class RefillRunner(SlabRunner):
         self._text = prompt.tolist()
         return super().prefill(prompts)
 
-    def forward(self, token_ids: Sequence[int], trees: Sequence[DraftTree]) -> torch.Tensor:
+    def forward(
+        self, token_ids: Sequence[int], trees: Sequence[DraftTree], meanwhile: Callable[[], None] | None = None
+    ) -> torch.Tensor:
         self._fed = [*token_ids, *trees[0].token_ids.tolist()]
         length = len(self._text)
         if length != self._refill_at:
-            return super().forward(token_ids, trees)
+            return super().forward(token_ids, trees, meanwhile)
         logits = super().prefill([torch.tensor([*self._text, *token_ids])])
         self.cache.lengths[0] = length  # the new token is kept, as any, after the step
         return logits[:, None]

@@ -8,7 +8,7 @@ else.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -33,6 +33,8 @@ class Runner(Protocol):
     """Several tokens may be fed in one step."""
     can_branch: bool
     """They may form a tree; else a chain."""
+    is_asynchronous: bool
+    """The model runs on a device of its own, so that the host has time while it does."""
 
     @property
     def cache(self) -> Any:
@@ -47,8 +49,16 @@ class Runner(Protocol):
         """
         ...
 
-    def forward(self, token_ids: Sequence[int], trees: Sequence[DraftTree]) -> torch.Tensor:
+    def forward(
+        self, token_ids: Sequence[int], trees: Sequence[DraftTree], meanwhile: Callable[[], None] | None = None
+    ) -> torch.Tensor:
         """Feeds, for each row, the last accepted token and its tree's nodes.
+
+        Args:
+            token_ids: each row's last accepted token.
+            trees: each row's tree.
+            meanwhile: called while the device works: after the launch, and before its results are waited for. Runners
+                that are not asynchronous are not given it. A step that cannot use it may leave it out.
 
         Returns:
             logits, `[rows, q, vocab]`: row b's first entries belong to its token and to the nodes of its tree.
@@ -98,7 +108,7 @@ class SlabRunner:
         self._grouped = GroupedAttention(model)
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._chunk_size = prefill_chunk_size
-        self._is_cuda = self.device.type == "cuda"
+        self.is_asynchronous = self.device.type == "cuda"
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -110,10 +120,29 @@ class SlabRunner:
             with self.cache.filling(rows):
                 logits += self._fill(distinct[rows])
         self.cache.spread(lengths, which)
+        self._wait()
         return torch.stack([logits[number] for number in which])
 
     @torch.inference_mode()
-    def forward(self, token_ids: Sequence[int], trees: Sequence[DraftTree]) -> torch.Tensor:
+    def forward(
+        self, token_ids: Sequence[int], trees: Sequence[DraftTree], meanwhile: Callable[[], None] | None = None
+    ) -> torch.Tensor:
+        logits = self._launch(token_ids, trees)
+        if meanwhile is not None:
+            meanwhile()
+        self._wait()
+        return logits
+
+    @torch.inference_mode()
+    def keep(self, kept: Sequence[Sequence[int]]) -> None:
+        self.cache.keep(kept)
+
+    @torch.inference_mode()
+    def retire(self, row: int) -> None:
+        self.cache.retire(row)
+
+    def _launch(self, token_ids: Sequence[int], trees: Sequence[DraftTree]) -> torch.Tensor:
+        """Starts the forward of a step; on a CPU it is done with that."""
         ids, depths, visible = map(torch.from_numpy, batch_layout(token_ids, trees))
         starts = torch.tensor(self.cache.lengths)
         positions = depths + starts[:, None]
@@ -127,13 +156,10 @@ class SlabRunner:
         with self._arranged(starts, depths, num_slots):
             return self._call(ids, positions, mask)
 
-    @torch.inference_mode()
-    def keep(self, kept: Sequence[Sequence[int]]) -> None:
-        self.cache.keep(kept)
-
-    @torch.inference_mode()
-    def retire(self, row: int) -> None:
-        self.cache.retire(row)
+    def _wait(self) -> None:
+        """Waits for the device, so that the statistics show where the time goes."""
+        if self.is_asynchronous:
+            torch.cuda.synchronize(self.device)
 
     def _arranged(self, starts: torch.Tensor, depths: torch.Tensor, num_slots: int) -> AbstractContextManager[None]:
         """Tells a model that reckons with slots itself which positions they stand for."""
@@ -198,8 +224,6 @@ class SlabRunner:
                 use_cache=True,
                 **options,
             )
-        if self._is_cuda:  # so that the statistics show where the time goes
-            torch.cuda.synchronize(self.device)
         logits: torch.Tensor = output.logits
         return logits
 
@@ -216,6 +240,7 @@ class StockRunner:
 
     can_draft = False
     can_branch = False
+    is_asynchronous = False
 
     def __init__(
         self, model: Any, generation_config: Any, model_kwargs: dict[str, Any], input_ids: torch.Tensor
@@ -234,7 +259,9 @@ class StockRunner:
         return self._logits(self.model._prefill(self._ids, self._config, self._kwargs))
 
     @torch.no_grad()
-    def forward(self, token_ids: Sequence[int], trees: Sequence[DraftTree]) -> torch.Tensor:
+    def forward(
+        self, token_ids: Sequence[int], trees: Sequence[DraftTree], meanwhile: Callable[[], None] | None = None
+    ) -> torch.Tensor:
         assert not any(map(len, trees)), "a stock runner takes one token at a time"
         self._ids = torch.cat([self._ids, self._ids.new_tensor([token_ids])], dim=-1)
         length = 1 if self._kwargs.get("use_cache", True) else None

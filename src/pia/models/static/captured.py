@@ -34,17 +34,13 @@ class GraphRunner(SlabRunner):
         self._last_size: int | None = None
         self.cache = steps.cache
 
-    @torch.inference_mode()
-    def forward(self, token_ids: Sequence[int], trees: Sequence[DraftTree]) -> torch.Tensor:
+    def _launch(self, token_ids: Sequence[int], trees: Sequence[DraftTree]) -> torch.Tensor:
         (token_id,), (tree,) = token_ids, trees
         q = len(tree) + 1
         self._last_size = next((size for size in self._sizes if size >= q), None)
         if self._last_size is None:
-            return super().forward(token_ids, trees)
-        logits = self._steps.run(token_id, tree, self._last_size)[:, :q]
-        if self._is_cuda:  # so that the statistics show where the time goes
-            torch.cuda.synchronize(self.device)
-        return logits
+            return super()._launch(token_ids, trees)
+        return self._steps.run(token_id, tree, self._last_size)[:, :q]
 
     @torch.inference_mode()
     def keep(self, kept: Sequence[Sequence[int]]) -> None:

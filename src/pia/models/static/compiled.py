@@ -45,15 +45,14 @@ class CompiledRunner(SlabRunner):
         super().__init__(model, **options)
         self._programs = programs
 
-    @torch.inference_mode()
-    def forward(self, token_ids: Sequence[int], trees: Sequence[DraftTree]) -> torch.Tensor:
+    def _launch(self, token_ids: Sequence[int], trees: Sequence[DraftTree]) -> torch.Tensor:
         assert self._masks is not None
         ids, depths, visible = map(torch.from_numpy, batch_layout(token_ids, trees))
         (start,), q = self.cache.lengths, ids.shape[1]
         self.cache.reserve(start + q)
         blocks = [block.data for block in self.cache.blocks]
         if not fits(blocks, q):
-            return super().forward(token_ids, trees)
+            return super()._launch(token_ids, trees)
         mask = self._masks(torch.tensor([start]), depths, visible, start + q)
         program = self._programs.one if q == 1 else self._programs.tree
         logits = program(ids, depths + start, mask, torch.arange(start, start + q), blocks)
