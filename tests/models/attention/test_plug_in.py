@@ -25,6 +25,7 @@ from transformers import (
     MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    StaticCache,
 )
 
 from pia.models.attention.plug_in import NAME, TreeAttentionError, TreeState, tree_attention
@@ -117,6 +118,25 @@ def test_rows_come_out_as_under_masks(name):
     for row, tree in enumerate(trees):
         nodes = slice(0, len(tree) + 1)
         assert rms_distance(unmasked[row, nodes], masked[row, nodes]) <= tolerance * float(masked.std())
+
+
+@torch.inference_mode()
+def test_a_static_cache_may_return_slots_beyond():
+    """As an engine of fixed shapes does: all slots there are, and whatever is in them."""
+    model = build(TAKEN["llama"])
+    text, tree = torch.tensor([[5, 6, 7]]), torch.tensor([[8, 9]])
+    cache = StaticCache(config=model.config, max_cache_len=12)
+    model(input_ids=text, past_key_values=cache)
+    for layer in cache.layers:
+        layer.keys[:, :, 5:] = layer.values[:, :, 5:] = torch.nan
+    starts = torch.tensor([3], dtype=torch.int32)
+    bits = torch.tensor([[[1], [2]]])  # two nodes that do not see each other
+    state = TreeState(starts, bits, torch.zeros(1, 2, dtype=torch.int64), reference_attention)
+    with tree_attention(model, state):
+        logits = model(input_ids=tree, position_ids=torch.tensor([[3, 3]]), past_key_values=cache).logits
+    for node in range(2):
+        expected = model(input_ids=torch.cat([text, tree[:, node : node + 1]], dim=1), use_cache=False).logits[0, -1]
+        assert torch.allclose(logits[0, node], expected)
 
 
 @pytest.mark.parametrize("name", TAKEN)

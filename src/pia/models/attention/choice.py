@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
+from pia.models.attention.layer_check import layer_doubt
 from pia.models.attention.probe import LayerShape, probed
 from pia.models.attention.reference import TreeAttention
 from pia.models.attention.timing import layer_seconds
@@ -61,22 +64,45 @@ def attention_backend_of(
     none_reason = ""
     if backends is None:
         backends, none_reason = backends_on(input_device(model))
-    findings = {name: probed(model, attend) for name, attend in backends.items()}
-    refusals = [f"{name}: {finding.reason}" for name, finding in findings.items() if finding.reason]
-    usable = {name: backends[name] for name, finding in findings.items() if finding.reason is None}
-    if not usable:
-        return Choice(own, "; ".join(refusals) or none_reason)
-    layers = Counter(layer for name in usable for layer in findings[name].layers)
-    try:
-        seconds = timer(layers.most_common(1)[0][0], context, q, {own: None, **usable})
-    except (RuntimeError, TypeError, ValueError) as error:  # no memory to measure in, or no such shape
-        return Choice(own, f"attention could not be measured ({type(error).__name__}: {str(error)[:120]})")
-    return _fastest(own, seconds, f"at {context} slots and {q} tokens", refusals)
-
-
-def _fastest(own: str, seconds: Mapping[str, float], where: str, refusals: list[str]) -> Choice:
-    best = min(seconds, key=lambda name: seconds[name])
-    if seconds[best] > _WORTH * seconds[own]:
+    trials = {name: _tried(model, attend, own, context, q, timer) for name, attend in backends.items()}
+    reason = "; ".join(trial.words(own, name) for name, trial in trials.items()) or none_reason
+    best = min(trials, key=lambda name: trials[name].ratio, default=own)
+    if not trials or trials[best].ratio > _WORTH:
         best = own
-    times = ", ".join(f"{name} {1e6 * each:.0f} us" for name, each in seconds.items())
-    return Choice(best, "; ".join([f"a layer's attention {where}: {times}", *refusals]))
+    return Choice(best, reason if not trials else f"at {context} slots and {q} tokens: {reason}")
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What came of one backend: seconds a layer, of the model's own attention and of this; or why there are none."""
+
+    own: float = math.nan
+    seconds: float = math.inf
+    refusal: str | None = None
+
+    @property
+    def ratio(self) -> float:
+        return math.inf if self.refusal else self.seconds / self.own
+
+    def words(self, own: str, name: str) -> str:
+        if self.refusal:
+            return f"{name}: {self.refusal}"
+        return f"a layer's attention takes {1e6 * self.seconds:.0f} us with {name}, {1e6 * self.own:.0f} us with {own}"
+
+
+def _tried(model: Any, attend: TreeAttention, own: str, context: int, q: int, timer: Timer) -> _Trial:
+    """Proves a backend on the model and on layers of its shape, then times it."""
+    finding = probed(model, attend)
+    if finding.reason is not None:
+        return _Trial(refusal=finding.reason)
+    shape, _ = Counter(finding.layers).most_common(1)[0]
+    device = input_device(model)
+    try:
+        for each in set(finding.layers):
+            if (doubt := layer_doubt(each, q, attend, device)) is not None:
+                return _Trial(refusal=doubt)
+        with torch.cuda.device(device if device.type == "cuda" else -1):  # -1 changes nothing
+            seconds = timer(shape, context, q, {own: None, "": attend})
+    except Exception as error:  # no memory to measure in, or a compiler that fails in whatever way
+        return _Trial(refusal=f"{type(error).__name__}: {str(error)[:120]}")
+    return _Trial(seconds[own], seconds[""])

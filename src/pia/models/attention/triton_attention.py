@@ -13,7 +13,8 @@ import triton
 
 from pia.models.attention.triton_kernels import combine_kernel, partials_kernel
 
-_PROGRAMS_PER_SM = 2
+_WARPS_PER_SM = 8
+"""That run at once, as far as their registers go."""
 _MAX_SPLITS = 128
 _CHUNK = 16
 """Pieces combined at once."""
@@ -49,15 +50,23 @@ def tiles_of(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, num_
     kv_heads, capacity = keys.shape[1:3]
     block_dim, block_value_dim = (max(16, triton.next_power_of_2(d)) for d in (dim, values.shape[-1]))
     queries = heads // kv_heads * q
-    widest = max(block_dim, block_value_dim)
-    is_large = widest * query.element_size() > 256  # float32 of 128, 16 bits of 256
-    m = min(max(16, triton.next_power_of_2(queries)), 32 if is_large else 128)
-    n = 32 if is_large else 64
+    largest_m, n = _largest_tile(max(block_dim, block_value_dim), query.element_size())
+    m = min(max(16, triton.next_power_of_2(queries)), largest_m)
+    num_warps = 8 if m == 128 else 4
     num_tiles = rows * kv_heads * triton.cdiv(queries, m)
-    # With the tree's programs no more than fit at once: a second wave would wait for the first.
-    num_splits = max(1, _PROGRAMS_PER_SM * num_sms // num_tiles - 1)
+    # With the tree's programs no more than run at once: a second wave would wait for the first.
+    num_splits = max(1, _WARPS_PER_SM // num_warps * num_sms // num_tiles - 1)
     num_splits = min(num_splits, _MAX_SPLITS, max(1, triton.cdiv(capacity, n)))
-    return Tiles(m, n, block_dim, block_value_dim, num_splits, 8 if m == 128 else 4, 2)
+    return Tiles(m, n, block_dim, block_value_dim, num_splits, num_warps, 3 if m == 16 else 2)
+
+
+def _largest_tile(dim: int, itemsize: int) -> tuple[int, int]:
+    """Most queries to a tile, and slots to a block, that fit into registers and shared memory without spilling."""
+    if itemsize > 2:  # no tensor cores: float32 is not rounded, and large tiles take minutes to compile
+        return 16, 32 if dim <= 64 else 16
+    if dim <= 128:
+        return 128, 64
+    return (32, 32) if dim <= 256 else (16, 16)
 
 
 def triton_attention(
@@ -91,8 +100,10 @@ def triton_attention(
     starts, bits = starts.contiguous(), bits.contiguous()
     depths = starts if depths is None else depths.contiguous()  # any pointer will do where it is not read
     tiles = tiles or tiles_of(query, keys, values, _num_sms(query.device))
-    partial, lse = _partials(query, keys, values, starts, bits, depths, scale, window, softcap, tiles)
-    return _combined(partial, lse, sinks, query, values, tiles)
+    # Triton launches on the current device, which need not be the layer's.
+    with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
+        partial, lse = _partials(query, keys, values, starts, bits, depths, scale, window, softcap, tiles)
+        return _combined(partial, lse, sinks, query, values, tiles)
 
 
 def _partials(
