@@ -120,7 +120,7 @@ def test_the_demo_model_assists_models_of_its_tokenizer(run_here, tmp_path):
 
 
 class FakeReplay:
-    """What `pia.bench.shapes` makes: a model that is made to write recorded texts, one prompt at a time."""
+    """What `pia.bench.forced` makes: a model that is made to write recorded texts, one prompt at a time."""
 
     label = "tiny shape, random weights, tokens from nowhere"
     max_new_tokens = [6, 8]  # noqa: RUF012
@@ -146,7 +146,7 @@ def fake_replays(monkeypatch):
         made.append(FakeReplay(*args, **options))
         return made[-1]
 
-    monkeypatch.setitem(sys.modules, "pia.bench.shapes", SimpleNamespace(replay_case=replay_case))
+    monkeypatch.setitem(sys.modules, "pia.bench.forced", SimpleNamespace(replay_case=replay_case))
     return made
 
 
@@ -154,7 +154,7 @@ def test_replays_are_marked_everywhere(run_here, fake_replays, tmp_path):
     result = run_here(
         "bench", "--replay", "one.npz", "--replay", "two.npz", "--shape", "tiny", "--warm-requests", "3",
         "--questions", "2", "--budget", "4", "--rounds", "1", "--context", "100", "--dtype", "bfloat16",
-        "--report", "report",
+        "--device", "cpu", "--report", "report",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     figures = json.loads(result.stdout.splitlines()[-1])
@@ -163,9 +163,10 @@ def test_replays_are_marked_everywhere(run_here, fake_replays, tmp_path):
     assert figures["missing"].keys() == {"assisted"}
     assert "A REPLAY" in result.stdout
     assert (tmp_path / "report/report.md").read_text().count("**replay** |") == 2
-    first, _ = fake_replays
-    wanted = {"dtype": torch.bfloat16, "device": first.asked[2]["device"], "limit": 2, "warm": 3, "context": 100}
-    assert first.asked == ("one.npz", "tiny", wanted)
+    first, second = fake_replays
+    wanted = {"dtype": torch.bfloat16, "device": "cpu", "limit": 2, "warm": 3, "context": 100}
+    assert first.asked == ("one.npz", "tiny", {**wanted, "like": None})
+    assert second.asked == ("two.npz", "tiny", {**wanted, "like": first})
     assert set(first.forced[:5]) == {0} and set(first.forced) == {0, 1}
 
 

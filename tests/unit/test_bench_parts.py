@@ -6,13 +6,14 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from transformers import Mamba2Config, Mamba2ForCausalLM
 
 from pia.bench import memory
 from pia.bench.assisted import NAME, assisted_by, demo_refusal
 from pia.bench.bandwidth import Bandwidth, measure_bandwidth
 from pia.bench.breakdown import PARTS, step_breakdown
 from pia.bench.case_result import mean_context
-from pia.bench.contenders import Run, Stock
+from pia.bench.contenders import Run, Stock, willing
 from pia.bench.latency import first_token_times
 from pia.bench.memory import PeakMemory
 from pia.bench.report import Report, quartiles
@@ -170,6 +171,16 @@ class _Tokenizer(dict):
 
 
 ONE, OTHER = _Tokenizer(a=0, b=1), _Tokenizer(a=0, c=1)
+
+
+def test_who_is_refused_is_left_out():
+    """Transformers cannot assist a model with a recurrent state; the others run all the same."""
+    sizes = dict(vocab_size=97, hidden_size=16, num_hidden_layers=1, state_size=4, num_heads=4, head_dim=8, n_groups=1)
+    model = Mamba2ForCausalLM(Mamba2Config(**sizes)).eval()
+    wanted = [Stock("generate"), Stock("prompt_lookup", prompt_lookup_num_tokens=3)]
+    contenders, refusals = willing(wanted, model, torch.tensor([[5, 6]]), reference="generate")
+    assert [contender.name for contender in contenders] == ["generate"]
+    assert "Transformers refuses it" in refusals["prompt_lookup"]
 
 
 def test_who_may_assist():

@@ -86,6 +86,30 @@ class Accelerated:
 Contender = Stock | Accelerated
 
 
+def willing(
+    contenders: Sequence[Contender], model: Any, prompt: torch.Tensor, *, reference: str
+) -> tuple[list[Contender], dict[str, str]]:
+    """Finds out which ways of Transformers' own a model refuses: those with a recurrent state cannot be assisted.
+
+    Args:
+        contenders: all that are wanted.
+        model: a causal language model.
+        prompt: any, `[1, length]`.
+        reference: must run; its error is the caller's.
+
+    Returns:
+        those that run, and for each of the others what Transformers says.
+    """
+    refusals: dict[str, str] = {}
+    for contender in contenders:
+        if isinstance(contender, Stock) and contender.name != reference:
+            try:
+                contender.reset(model, prompt)
+            except (ValueError, TypeError, NotImplementedError) as error:
+                refusals[contender.name] = f"Transformers refuses it ({' '.join(str(error).split())[:200]})"
+    return [contender for contender in contenders if contender.name not in refusals], refusals
+
+
 def warm_up(model: Any, prompt: torch.Tensor, lookahead: Lookahead) -> None:
     """Lets PIA measure a model before it is measured itself, with a scratch cache, so that nothing is learned.
 

@@ -125,7 +125,7 @@ def _cases(args: argparse.Namespace) -> Iterator[BenchCase]:
 def _measure(case: BenchCase, args: argparse.Namespace) -> dict[str, Any]:
     """A case's figures; the machine is described before it works."""
     from pia.bench.case_result import case_result, examined
-    from pia.bench.contenders import usual_contenders
+    from pia.bench.contenders import usual_contenders, willing
     from pia.bench.machine import describe_machine
     from pia.cli.figures import measure_with_progress
 
@@ -133,12 +133,13 @@ def _measure(case: BenchCase, args: argparse.Namespace) -> dict[str, Any]:
     machine = describe_machine(workload.model)
     about = {"model": case.model_name, "prompt_set": case.prompt_set, "label": case.label, "machine": machine}
     new_contenders = partial(usual_contenders, batch_size=args.batch, assisted=case.assisted)
-    contenders = new_contenders(case.new_cache, **_lookahead_options(args))
+    wanted = new_contenders(case.new_cache, **_lookahead_options(args))
+    contenders, refusals = willing(wanted, workload.model, workload.prompts[0], reference="generate")
     reference = "plain" if workload.options.get("do_sample") else "generate"
     report = measure_with_progress(
         workload, contenders, rounds=args.rounds, batch_size=args.batch, seed=args.seed or 0, reference=reference
     )
-    result = case_result(workload, report, about=about, missing=case.missing)
+    result = case_result(workload, report, about=about, missing={**case.missing, **refusals})
     return result if args.report is None else examined(result, workload, contenders, report)
 
 

@@ -40,23 +40,26 @@ def replay_cases(args: argparse.Namespace) -> Iterator[BenchCase]:
     from pia.bench.workload import Workload
 
     for shape in args.shape:
+        case = None
         for trace in args.replay:
-            case = _make(trace, shape, args)
+            case = _make(trace, shape, args, like=case)
             lengths, plainly = case.max_new_tokens, {"do_sample": False}
             workload = Workload(case.model, case.prompts, lengths, plainly, forcing=case.forcing)
             missing = {"assisted": _ASSISTANT}
             yield BenchCase(
                 workload, case.new_cache, f"{shape} shape", Path(trace).stem, label=case.label, missing=missing
             )
-            del case, workload  # before the next model is made
+        del case, workload  # before the next model is made
 
 
-def _make(trace: str, shape: str, args: argparse.Namespace) -> Any:
-    """The model that writes a trace, its prompts, and what its draft cache knows."""
+def _make(trace: str, shape: str, args: argparse.Namespace, *, like: Any) -> Any:
+    """The model that writes a trace, its prompts, and what its draft cache knows; one like it lends its model."""
     import torch
 
-    replay_case: Any = import_module("pia.bench.shapes").replay_case
+    replay_case: Any = import_module("pia.bench.forced").replay_case
     dtype = torch.bfloat16 if args.dtype == "auto" else getattr(torch, args.dtype)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-    more = {} if args.context is None else {"context": args.context}
-    return replay_case(trace, shape, dtype=dtype, device=device, limit=args.questions, warm=args.warm_requests, **more)
+    return replay_case(
+        trace, shape, dtype=dtype, device=device, limit=args.questions, warm=args.warm_requests, context=args.context,
+        like=like,
+    )  # fmt: skip
