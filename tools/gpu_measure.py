@@ -1,0 +1,192 @@
+"""What `gpu_figures.py` measures of a replay case: answers of contenders in turns, and single steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from statistics import mean, median
+from time import perf_counter
+from typing import Any
+
+from pia.bench.contenders import Accelerated, Contender, Run, Stock, warm_up
+from pia.bench.forced import ReplayCase
+from pia.drafting.cache import DraftCache
+from pia.lookahead import Lookahead
+from pia.text import decode
+
+
+@dataclass
+class Answers:
+    """Runs of contenders on the requests of a case; not every contender answers all of them."""
+
+    label: str
+    outputs: list[list[int]]
+    runs: dict[str, dict[tuple[int, int], Run]] = field(default_factory=dict)
+    """By contender, then by round and request."""
+
+    def ratio(self, name: str, other: str) -> float | None:
+        """How many times faster one is than the other, over the requests that both answered."""
+        both = self._both(name, other)
+        ours, theirs = (sum(self.runs[who][key].seconds for key in both) for who in (name, other))
+        return theirs / ours if both else None
+
+    def spread(self, name: str, other: str) -> list[float]:
+        """Least, median and largest of that ratio, request by request."""
+        both = self._both(name, other)
+        ratios = sorted(self.runs[other][key].seconds / self.runs[name][key].seconds for key in both)
+        return [round(value, 3) for value in (ratios[0], median(ratios), ratios[-1])] if both else []
+
+    def tokens_per_s(self, name: str) -> float:
+        runs = self.runs[name].values()
+        return sum(len(run.token_ids) for run in runs) / sum(run.seconds for run in runs)
+
+    def edl(self, name: str) -> float | None:
+        """Tokens a decode forward, of contenders that count."""
+        stats = [run.stats for run in self.runs[name].values() if run.stats is not None]
+        num_steps = sum(part.num_steps for part in stats)
+        return sum(part.num_tokens - part.num_requests for part in stats) / num_steps if num_steps else None
+
+    @property
+    def num_answers(self) -> int:
+        return sum(map(len, self.runs.values()))
+
+    @property
+    def num_identical(self) -> int:
+        """Answers that are the recorded ones, token by token."""
+        return sum(
+            run.token_ids == self.outputs[index] for runs in self.runs.values() for (_, index), run in runs.items()
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "label": self.label,
+            "requests": {name: len(runs) for name, runs in self.runs.items()},
+            "tokens_per_s": {name: round(self.tokens_per_s(name), 2) for name in self.runs},
+            "edl": {name: round(edl, 4) for name in self.runs if (edl := self.edl(name)) is not None},
+            "identical": self.num_identical,
+            "answers": self.num_answers,
+            "engine": {name: _engine(runs) for name, runs in self.runs.items()},
+        }
+
+    def _both(self, name: str, other: str) -> list[tuple[int, int]]:
+        return [key for key in self.runs.get(name, {}) if key in self.runs.get(other, {})]
+
+
+def _engine(runs: Mapping[Any, Run]) -> str | None:
+    """What the last run says of how its forwards were run."""
+    stats = next((run.stats for run in reversed(list(runs.values())) if run.stats is not None), None)
+    return None if stats is None else f"{getattr(stats, 'engine', 'eager')}; {stats.reason}"
+
+
+def compare(
+    case: ReplayCase,
+    contenders: Sequence[Contender],
+    *,
+    rounds: int,
+    seconds: float,
+    limits: Mapping[str, int],
+) -> Answers:
+    """Lets contenders answer a case's requests in turns, another one first each time.
+
+    Args:
+        case: model, prompts and recorded answers.
+        contenders: ways to answer.
+        rounds: how often; each begins with nothing learned in the last.
+        seconds: no further request is begun after so long, but for the first.
+        limits: contenders that answer only the first few requests, because they are slow.
+    """
+    answers = Answers(case.label, case.outputs, {contender.name: {} for contender in contenders})
+    started = perf_counter()
+    for number in range(rounds):
+        for contender in contenders:
+            contender.reset(case.model, case.prompts[0])
+        for index, prompt in enumerate(case.prompts):
+            if index and perf_counter() - started > seconds:
+                break
+            options = {"max_new_tokens": case.max_new_tokens[index], "do_sample": False}
+            first = index % len(contenders)
+            for contender in [*contenders[first:], *contenders[:first]]:
+                if index < limits.get(contender.name, len(case.prompts)):
+                    with case.forcing(index):
+                        answers.runs[contender.name][number, index] = contender.run(case.model, [prompt], options)[0]
+    return answers
+
+
+def contenders_of(case: ReplayCase, names: Sequence[str], options: dict[str, Any]) -> list[Contender]:
+    """Ways to answer by name: generate, plain, pia."""
+    known: dict[str, Contender] = {
+        "generate": Stock("generate"),
+        "plain": Accelerated("plain", DraftCache, **{**options, "budget": 0}),
+        "pia": Accelerated("pia", case.new_cache, **options),
+    }
+    return [known[name] for name in names]
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Times of decode steps, in seconds, from one step's end to the next one's.
+
+    Attributes:
+        whole: of steps with as many nodes as were asked for.
+        host: what of it is not the forward.
+        num_nodes: mean number of nodes over all steps.
+    """
+
+    whole: list[float]
+    host: list[float]
+    num_nodes: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "steps": len(self.whole),
+            "ms": _ms(self.whole),
+            "host_ms": _ms(self.host),
+            "nodes": round(self.num_nodes, 2),
+        }
+
+
+def _ms(times: Sequence[float]) -> float | None:
+    return round(1e3 * median(times), 4) if times else None
+
+
+def step_times(
+    case: ReplayCase, budgets: Sequence[int | str], *, num_requests: int, seconds: float, options: dict[str, Any]
+) -> dict[str, StepTimes]:
+    """Times single steps with fixed numbers of nodes (of trees that are full) and with the automatic one, in turns.
+
+    Returns:
+        the times, by budget.
+    """
+    lookaheads = {budget: Lookahead(case.new_cache(), **{**options, "budget": budget}) for budget in budgets}
+    found: dict[int | str, list[tuple[int, float, float]]] = {budget: [] for budget in budgets}
+    for lookahead in lookaheads.values():
+        warm_up(case.model, case.prompts[0], lookahead)
+    started = perf_counter()
+    for index in range(min(num_requests, len(case.prompts))):
+        if index and perf_counter() - started > seconds:
+            break
+        for budget, lookahead in lookaheads.items():
+            with case.forcing(index):
+                found[budget] += _timed_steps(case, index, lookahead)
+    return {str(budget): _full_steps(budget, steps) for budget, steps in found.items()}
+
+
+def _timed_steps(case: ReplayCase, index: int, lookahead: Lookahead) -> list[tuple[int, float, float]]:
+    """Nodes, seconds, and seconds outside the forward of each decode step of a request."""
+    options: dict[str, Any] = {"max_new_tokens": case.max_new_tokens[index], "do_sample": False}
+    times = []
+    with closing(decode(case.model, case.prompts[index], lookahead=lookahead, **options)) as steps:
+        last = perf_counter()
+        for step in steps:
+            now = perf_counter()
+            if not step.is_prefill:
+                times.append((step.num_nodes, now - last, now - last - step.forward_s))
+            last = perf_counter()
+    return times
+
+
+def _full_steps(budget: int | str, steps: Sequence[tuple[int, float, float]]) -> StepTimes:
+    full = [step for step in steps if budget == "auto" or step[0] == budget]
+    num_nodes = mean(step[0] for step in steps) if steps else 0.0
+    return StepTimes([step[1] for step in full], [step[2] for step in full], num_nodes)
