@@ -3,12 +3,14 @@
 #   make demo VENV=somewhere    another environment
 #   make demo PYTHON=python3.12 another Python (3.10 or newer)
 #   make demo TORCH=torch==2.9  another PyTorch
+#   make bench REPORT=somewhere another folder for the report
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 TRANSFORMERS ?= transformers>=5.19
 PYTEST_ARGS ?=
+REPORT ?= build/bench
 # Files of tests run side by side, each on one thread: tiny models gain nothing from more.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
@@ -29,7 +31,8 @@ help:
 	@echo "make test-all     run all tests"
 	@echo "make test-oldest  run the tests with the oldest Transformers that PIA supports"
 	@echo "make lint         check style and types"
-	@echo "make bench        replay two recorded traces, then measure on 100 questions; the last line is JSON"
+	@echo "make bench        replay two recorded traces, then measure on 100 questions; report and plots go to"
+	@echo "                  $(REPORT) (REPORT=DIR: elsewhere); the last line is JSON"
 	@echo "make bench-batch  batches of 8 against Transformers' own; the last line is JSON"
 	@echo "make bench-replay only the replay: PIA's drafts beside those of others; the last line is JSON"
 	@echo "make bench-cache  measure the draft cache alone, at 10 million tokens; the last line is JSON"
@@ -59,8 +62,8 @@ format: $(VENV)/.installed
 	@$(BIN)/ruff check --fix $(PYTHON_FILES)
 	@$(BIN)/ruff format $(PYTHON_FILES)
 
-bench: bench-replay
-	@$(BIN)/pia bench demo --questions 100 --rounds 3
+bench: bench-replay $(VENV)/.plots
+	@$(BIN)/pia bench demo --questions 100 --rounds 3 --report $(REPORT)
 
 bench-batch: $(VENV)/.installed
 	@$(BIN)/pia bench demo --questions 100 --rounds 3 --batch 8
@@ -79,6 +82,11 @@ clean:
 $(VENV)/.peers: $(VENV)/.torch
 	$(say) "installing Arctic Inference's suffix decoding, to compare with (a minute, the first time)"
 	@$(PIP) --no-deps arctic-inference || echo "pia: it cannot be had here, going on without it" >&2
+	@touch $@
+
+# What the report's plots are drawn with, where it can be had; without it the report has none.
+$(VENV)/.plots: $(VENV)/.installed
+	@$(PIP) "matplotlib>=3.8" || echo "pia: Matplotlib cannot be had here, going on without plots" >&2
 	@touch $@
 
 # The environment with PyTorch, made once. A CPU build is enough; where an index has none, any build will do.

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
 from cli_support import QUESTION, assert_one_line_error, environment
 
+from pia.assets import demo_model_path
 from pia.bench.contenders import Accelerated, Run, Stock, usual_contenders, warm_up
 from pia.bench.latency import measure
 from pia.bench.report import Report, repeats
+from pia.bench.workload import Workload
 from pia.drafting.cache import DraftCache
 from pia.lookahead import Lookahead
+from toys import prompts, tiny_model
 
 CONTENDERS = ["generate", "prompt_lookup", "plain", "pia_cold", "pia"]
 
@@ -54,6 +60,136 @@ def test_bench_ends_with_one_json_line(pia, prompts_file, texts_file):
     check_figures(last, 3)
     assert "PIA without drafts" in table
     assert "float32" in table
+
+
+def test_a_report_of_two_prompt_sets(run_here, prompts_file, tmp_path):
+    (tmp_path / "more=1.txt").write_text("Tom has 3\n")
+    result = run_here(
+        "bench", "demo", "--prompts", f"mixed={prompts_file}", "--prompts", "more=1.txt", "--assistant", "demo",
+        "--rounds", "1", "--max-new-tokens", "12", "--questions", "2", "--budget", "4", "--report", "out/report",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    *shown, last = result.stdout.splitlines()
+    assert any("Beside the steps" in line for line in shown)
+    figures = json.loads(last)
+    assert figures["prompt_set"] == "mixed" and figures["questions"] == figures["identical"] == 2
+    assert [case["prompt_set"] for case in figures["cases"]] == ["mixed", "more=1"]
+    assert not figures["is_replay"]
+    cases = json.loads((tmp_path / "out/report/report.json").read_bytes())["cases"]
+    for case in cases:
+        check_full_case(case)
+    assert all((tmp_path / name).exists() for name in figures["files"])
+    assert "| demo | more=1 |" in (tmp_path / "out/report/report.md").read_text()
+
+
+def check_full_case(case):
+    assert list(case["contenders"]) == [*CONTENDERS[:2], "assisted", *CONTENDERS[2:]]
+    assert case["missing"] == {}
+    for name, row in case["contenders"].items():
+        assert row["first_token_ms"]["median"] > 0
+        assert row["step_ms"] > 0
+        assert row["setup_s"]["first"] > 0
+        assert (row["steps"] is not None) == (name in ("plain", "pia_cold", "pia"))
+        assert row["identical"] in (None, case["questions"])
+    assert case["contenders"]["assisted"]["edl"] > 1
+    assert case["roofline"]["bytes"] > case["memory"]["weight_bytes"] == 24_921_088
+    assert case["roofline"]["share_of_step"].keys() == {"generate", "plain"}
+    assert case["curve"]["sizes"][0] == 1
+
+
+def test_batches_say_who_is_missing(run_here, prompts_file):
+    result = run_here(
+        "bench", "demo", "--prompts", prompts_file, "--rounds", "1", "--max-new-tokens", "8", "--batch", "2",
+        "--budget", "4", "--report", "report",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    figures = json.loads(result.stdout.splitlines()[-1])
+    assert figures["missing"].keys() == {"prompt_lookup", "assisted"}
+    assert figures["roofline"] is None
+    assert figures["identical"] == 3
+
+
+def test_the_demo_model_assists_models_of_its_tokenizer(run_here, tmp_path):
+    shutil.copytree(demo_model_path(), tmp_path / "copy")
+    (tmp_path / "prompts.txt").write_text("Tom has 3\n")
+    line = ["bench", "./copy", "--prompts", "prompts.txt", "--rounds", "1", "--max-new-tokens", "8", "--budget", "4"]
+    figures = json.loads(run_here(*line, "--json").stdout)
+    assert figures["model"] == "copy"
+    assert figures["identical_by_contender"]["assisted"] == 1
+    assert figures["missing"] == {}
+
+
+class FakeReplay:
+    """What `pia.bench.shapes` makes: a model that is made to write recorded texts, one prompt at a time."""
+
+    label = "tiny shape, random weights, tokens from nowhere"
+    max_new_tokens = [6, 8]  # noqa: RUF012
+
+    def __init__(self, trace, shape, **options):
+        self.asked = (trace, shape, options)
+        self.model = tiny_model("llama")
+        self.prompts = prompts(2)
+        self.new_cache = DraftCache
+        self.forced = []
+
+    @contextmanager
+    def forcing(self, index):
+        self.forced.append(index)
+        yield
+
+
+@pytest.fixture
+def fake_replays(monkeypatch):
+    made = []
+
+    def replay_case(*args, **options):
+        made.append(FakeReplay(*args, **options))
+        return made[-1]
+
+    monkeypatch.setitem(sys.modules, "pia.bench.shapes", SimpleNamespace(replay_case=replay_case))
+    return made
+
+
+def test_replays_are_marked_everywhere(run_here, fake_replays, tmp_path):
+    result = run_here(
+        "bench", "--replay", "one.npz", "--replay", "two.npz", "--shape", "tiny", "--warm-requests", "3",
+        "--questions", "2", "--budget", "4", "--rounds", "1", "--context", "100", "--dtype", "bfloat16",
+        "--report", "report",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    figures = json.loads(result.stdout.splitlines()[-1])
+    assert [(case["prompt_set"], case["is_replay"]) for case in figures["cases"]] == [("one", True), ("two", True)]
+    assert figures["model"] == "tiny shape" and figures["label"] == FakeReplay.label
+    assert figures["missing"].keys() == {"assisted"}
+    assert "A REPLAY" in result.stdout
+    assert (tmp_path / "report/report.md").read_text().count("**replay** |") == 2
+    first, _ = fake_replays
+    wanted = {"dtype": torch.bfloat16, "device": first.asked[2]["device"], "limit": 2, "warm": 3, "context": 100}
+    assert first.asked == ("one.npz", "tiny", wanted)
+    assert set(first.forced[:5]) == {0} and set(first.forced) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("bench", "name a MODEL"),
+        ("bench --replay one.npz", "--shape"),
+        ("bench --shape llama2-7b", "--replay"),
+        ("bench demo --replay one.npz --shape llama2-7b", "takes no MODEL"),
+        ("bench --replay one.npz --shape llama2-7b --prompts x.txt", "takes no --prompts"),
+        ("bench --replay one.npz --shape llama2-7b --temperature 1", "takes no --temperature"),
+        ("bench --replay one.npz --shape llama2-7b --batch 2", "--batch"),
+        ("bench demo --warm-requests 3", "--warm-requests"),
+        ("bench demo --context 3", "--context"),
+        ("bench demo --append", "--report"),
+        ("bench demo --prompts a/x.txt --prompts b/x.txt", "NAME=FILE"),
+    ],
+)
+def test_wrong_command_lines(run_here, tmp_path, line, part):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.txt").write_text("Tom\n")
+    assert_one_line_error(run_here(*line.split()), part)
 
 
 def test_sampling_is_compared_with_the_plain_loop(run_here, prompts_file, small_cache):
@@ -95,10 +231,12 @@ def test_rounds_do_not_see_their_own_answers(demo):
     model, _ = demo
     prompts = [torch.tensor([[5, 6, 7, 8]]), torch.tensor([[5, 6, 7, 9]])]
     contenders = [Stock("generate"), Accelerated("pia_cold", DraftCache, budget=8)]
-    report = measure(model, prompts, contenders, rounds=3, max_new_tokens=24, do_sample=False)
+    workload = Workload(model, prompts, [24, 24], {"do_sample": False})
+    report = measure(workload, contenders, rounds=3)
     steps = [[run.stats.edls for run in runs] for runs in report.runs["pia_cold"]]
     assert steps[0] == steps[1] == steps[2]
     assert report.num_identical("pia_cold") == 2
+    assert [len(report.setup_s[name]) for name in ("generate", "pia_cold")] == [3, 3]
 
 
 def test_warming_up_teaches_nothing(demo):
@@ -113,8 +251,8 @@ def test_contenders_take_turns(demo):
     order: list[str] = []
     contenders = usual_contenders(DraftCache, budget=4)
     prompts = [torch.tensor([[5, 6, 7, token]]) for token in (8, 9)]
-    options = {"max_new_tokens": 4, "do_sample": False}
-    measure(model, prompts, contenders, rounds=1, on_answer=lambda _, name: order.append(name), **options)
+    workload = Workload(model, prompts, [4, 4], {"do_sample": False})
+    measure(workload, contenders, rounds=1, on_answer=lambda _, name: order.append(name))
     assert order[:5] == CONTENDERS
     assert order[5:] == [*CONTENDERS[1:], CONTENDERS[0]]
 

@@ -142,7 +142,7 @@ def test_plot_of_little(run_here, trace_file, tmp_path, settings):
 def test_plots_that_cannot_be(run_here, trace_file, monkeypatch):
     assert_one_line_error(run_here("replay", trace_file, "--plot", "chart.bmp"), "chart.bmp", ".png")
     assert_one_line_error(run_here("replay", trace_file, "--plot", "nowhere/chart.png"), "no such folder")
-    monkeypatch.setattr("pia.bench.plot.find_spec", lambda name: None)
+    monkeypatch.setattr("pia.bench.plot.has_matplotlib", lambda: False)
     assert_one_line_error(run_here("replay", trace_file, "--plot", "chart.png"), "pip install matplotlib")
 
 

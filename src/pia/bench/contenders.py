@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
@@ -28,6 +29,8 @@ class Run:
     seconds: float
     """Wall time of the whole call, prefill and preparation included; in a batch, an equal share of it."""
     stats: Stats | None
+    num_forwards: int | None = None
+    """Forwards of the model, the prefill's included, where the contender keeps no statistics of its own."""
 
 
 class Stock:
@@ -48,7 +51,9 @@ class Stock:
 
     def run(self, model: Any, batch: Sequence[torch.Tensor], options: dict[str, Any]) -> list[Run]:
         """Answers prompts, `[1, length]` each, in one call, and takes the time."""
-        return _timed(model, batch, {**options, **self._extra})
+        with _counting(model) as count:
+            runs = _timed(model, batch, {**options, **self._extra})
+        return [replace(run, num_forwards=count.num_forwards) for run in runs]
 
 
 class Accelerated:
@@ -97,6 +102,24 @@ def warm_up(model: Any, prompt: torch.Tensor, lookahead: Lookahead) -> None:
         lookahead.cache = cache
 
 
+class _Count:
+    num_forwards = 0
+
+    def __call__(self, *_: Any) -> None:
+        self.num_forwards += 1
+
+
+@contextmanager
+def _counting(model: Any) -> Iterator[_Count]:
+    """Counts forwards; that costs each of them a microsecond or two."""
+    count = _Count()
+    handle = model.register_forward_pre_hook(count)
+    try:
+        yield count
+    finally:
+        handle.remove()
+
+
 def _timed(model: Any, batch: Sequence[torch.Tensor], arguments: dict[str, Any]) -> list[Run]:
     longest = max(prompt.shape[1] for prompt in batch)
     padding = [longest - prompt.shape[1] for prompt in batch]
@@ -116,19 +139,27 @@ def _until_end(model: Any, token_ids: list[int]) -> list[int]:
     return token_ids[: next((n + 1 for n, token in enumerate(token_ids) if token in stops), None)]
 
 
-def usual_contenders(new_cache: Callable[[], DraftCache], *, batch_size: int = 1, **options: Any) -> list[Contender]:
-    """The five that `pia bench` compares; of batches four, since prompt lookup takes one prompt at a time.
+def usual_contenders(
+    new_cache: Callable[[], DraftCache],
+    *,
+    batch_size: int = 1,
+    assisted: Stock | None = None,
+    **options: Any,
+) -> list[Contender]:
+    """Those that `pia bench` compares; of batches without prompt lookup, which takes one prompt at a time.
 
     Args:
         new_cache: makes the warmed cache of `pia`; `pia_cold` starts each round with an empty one of its own.
         batch_size: prompts a call.
-        **options: of `Lookahead`.
+        assisted: generation with a draft model, where there is one.
+        **options: of `Lookahead`; plain decoding has them too, but for the budget.
     """
     lookup = Stock("prompt_lookup", prompt_lookup_num_tokens=PROMPT_LOOKUP_TOKENS)
     return [
         Stock("generate"),
         *([lookup] if batch_size == 1 else []),
-        Accelerated("plain", DraftCache, budget=0),
+        *([assisted] if assisted is not None else []),
+        Accelerated("plain", DraftCache, **{**options, "budget": 0}),
         Accelerated("pia_cold", DraftCache, **options),
         Accelerated("pia", new_cache, **options),
     ]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from time import perf_counter
 
 import torch
 
 from pia.bench.contenders import Contender, Run
 from pia.bench.report import Report
+from pia.bench.workload import Workload
+
+MAX_FIRST_TOKENS = 20
+"""Prompts for which the time to the first token is taken."""
 
 
 def measure(
-    model: Any,
-    prompts: Sequence[torch.Tensor],
+    workload: Workload,
     contenders: Sequence[Contender],
     *,
     rounds: int = 3,
@@ -21,7 +24,6 @@ def measure(
     batch_size: int = 1,
     seed: int = 0,
     on_answer: Callable[[int, str], None] = lambda _round, _name: None,
-    **options: Any,
 ) -> Report:
     """Lets all contenders answer all prompts, some rounds over.
 
@@ -29,27 +31,43 @@ def measure(
     and no round sees its own answers again. The order of the contenders rotates from prompt to prompt.
 
     Args:
-        model: a causal language model that is not accelerated.
-        prompts: token ids, `[1, length]` each.
+        workload: the model and its prompts.
         contenders: ways to answer.
         rounds: how often; figures are medians over the rounds.
         reference: name of the contender whose answers all others must equal.
         batch_size: prompts a call, neighbours together.
         seed: random numbers of call i start from `seed + i`, for every contender.
         on_answer: told the round and the contender's name after each call.
-        **options: of `generate`, the same for all.
     """
     runs: dict[str, list[list[Run]]] = {contender.name: [] for contender in contenders}
+    setup_s: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    num_prompts = len(workload.prompts)
     for number in range(rounds):
         for contender in contenders:
-            contender.reset(model, prompts[0])
+            started = perf_counter()
+            contender.reset(workload.model, workload.prompts[0])
+            setup_s[contender.name].append(perf_counter() - started)
             runs[contender.name].append([])
-        batches = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
+        batches = [range(start, min(start + batch_size, num_prompts)) for start in range(0, num_prompts, batch_size)]
         for index, contender in _turns(len(batches), contenders):
             torch.manual_seed(seed + index)
-            runs[contender.name][-1] += contender.run(model, batches[index], options)
+            runs[contender.name][-1] += workload.answer(contender, batches[index])
             on_answer(number, contender.name)
-    return Report(runs, reference, batch_size)
+    return Report(runs, reference, batch_size, setup_s)
+
+
+def first_token_times(workload: Workload, contenders: Sequence[Contender]) -> dict[str, list[float]]:
+    """Seconds that a call takes which asks for a single token: preparation, prefill, the first choice.
+
+    Contenders take turns and have answered before, so that nothing is set up meanwhile.
+
+    Returns:
+        by contender, one time for each of the first prompts.
+    """
+    times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    for index, contender in _turns(min(MAX_FIRST_TOKENS, len(workload.prompts)), contenders):
+        times[contender.name].append(workload.answer(contender, [index], max_new_tokens=1)[0].seconds)
+    return times
 
 
 def _turns(num_calls: int, contenders: Sequence[Contender]) -> Iterator[tuple[int, Contender]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,6 +47,28 @@ def describe_machine(model: Any = None) -> dict[str, Any]:
         facts["device"] = str(model.device)
         facts["attention"] = getattr(model.config, "_attn_implementation", None)
     return facts
+
+
+def machine_line(machine: Mapping[str, Any]) -> str:
+    """What `describe_machine` says, in a sentence."""
+    parts = [
+        f"{machine['cpu']} ({plural(machine['cores'], 'core')}, {plural(machine['threads'], 'thread')})",
+        machine["gpu"],
+    ]
+    parts += [f"torch {machine['torch']}", f"transformers {machine['transformers']}"]
+    parts += [machine.get("dtype"), machine.get("device")]
+    return ", ".join(part for part in parts if part)
+
+
+def device_name(machine: Mapping[str, Any]) -> str:
+    """The processor or accelerator that the model runs on."""
+    is_cpu = str(machine.get("device", "cpu")) == "cpu" or not machine["gpu"]
+    return f"{machine['cpu']}, {plural(machine['threads'], 'thread')}" if is_cpu else str(machine["gpu"])
+
+
+def plural(count: int, noun: str) -> str:
+    """A number and its noun."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def cpu_name() -> str:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pia.bench.plot_style import FAINT, INK, has_matplotlib, new_figure, tidy
 from pia.errors import UnsupportedOptionError
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 _OURS = "pia"
-_INK, _FAINT = "#222222", "#8a8a8a"
 _COLOURS = {
     _OURS: "#D55E00",
     "arctic": "#56B4E9",
@@ -40,7 +38,7 @@ def check_plot(path: str) -> None:
         raise UnsupportedOptionError(f"cannot draw to {path!r}; end its name with {', '.join(_SUFFIXES)}")
     if not Path(path).resolve().parent.is_dir():
         raise UnsupportedOptionError(f"cannot draw to {path!r}: there is no such folder")
-    if find_spec("matplotlib") is None:
+    if not has_matplotlib():
         raise UnsupportedOptionError("--plot needs Matplotlib; get it: pip install matplotlib")
 
 
@@ -55,23 +53,22 @@ def draw(rows: Sequence[Row], path: str) -> None:
         UnsupportedOptionError: see `check_plot`.
     """
     check_plot(path)
-    figure_class: Any = import_module("matplotlib.figure").Figure
     traces = list(dict.fromkeys(row["trace"] for row in rows))
     curves: list[str | None] = list(dict.fromkeys(curve for row in rows for curve in row["speedup"]))
     columns = [None, *curves] if any(row["budget"] != "auto" for row in rows) else curves
     size = (4.5 * len(columns), 0.95 + 3.1 * len(traces))
-    figure = figure_class(figsize=size, dpi=150, layout="constrained")
+    figure = new_figure(*size)
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
     panels = figure.subplots(len(traces), len(columns), squeeze=False)
     for line, trace in zip(panels, traces, strict=True):
         for panel, curve in zip(line, columns, strict=True):
             _draw_panel(panel, [row for row in rows if row["trace"] == trace], curve)
-        line[0].set_title(trace, loc="left", fontsize=11, fontweight="bold", color=_INK)
+        line[0].set_title(trace, loc="left", fontsize=11, fontweight="bold", color=INK)
     for panel, curve in zip(panels[0][1:], columns[1:], strict=True):
-        panel.set_title(f"if forwards cost as on: {curve}", loc="left", fontsize=10, color=_INK)
+        panel.set_title(f"if forwards cost as on: {curve}", loc="left", fontsize=10, color=INK)
     for panel in panels[-1]:
-        panel.set_xlabel("draft nodes a step (budget)", color=_INK)
-    figure.suptitle(_headline(rows), x=0.01, ha="left", fontsize=13, fontweight="bold", color=_INK)
+        panel.set_xlabel("draft nodes a step (budget)", color=INK)
+    figure.suptitle(_headline(rows), x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
     figure.savefig(path)
 
 
@@ -107,12 +104,12 @@ def _draw_panel(panel: Any, rows: Sequence[Row], curve: str | None) -> None:
     panel.set_xlim(-0.35, len(ticks) - 1 + 0.35 + 0.42 * max(len(ticks) - 1, 1))
     panel.set_xticks(range(len(ticks)), ticks)
     panel.spines["bottom"].set_bounds(-0.35, len(ticks) - 1 + 0.35)
-    panel.set_ylabel("tokens a forward (EDL)" if curve is None else f"x plain decoding, modelled ({curve})", color=_INK)
+    panel.set_ylabel("tokens a forward (EDL)" if curve is None else f"x plain decoding, modelled ({curve})", color=INK)
     panel.margins(y=0.12)
     if curve is not None:
-        panel.axhline(1, color=_FAINT, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
+        panel.axhline(1, color=FAINT, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
     _label(panel, ends, len(ticks) - 1)
-    _tidy(panel)
+    tidy(panel)
 
 
 def _by_importance(rows: Sequence[Row]) -> list[str]:
@@ -176,13 +173,3 @@ def _label(panel: Any, ends: list[tuple[int, float, str, str]], last: int) -> No
             fontsize=10 if is_ours else 8.5, fontweight="bold" if is_ours else "normal", annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.6, "shrinkA": 1, "shrinkB": 3},
         )  # fmt: skip
-
-
-def _tidy(panel: Any) -> None:
-    for side in ("top", "right"):
-        panel.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        panel.spines[side].set_color(_FAINT)
-    panel.tick_params(colors=_INK, length=3)
-    panel.grid(axis="y", color="#e6e6e6", linewidth=0.7)
-    panel.set_axisbelow(True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 from pia.bench.contenders import Run
@@ -28,6 +28,8 @@ class Report:
     reference: str
     batch_size: int = 1
     """Prompts a call."""
+    setup_s: dict[str, list[float]] = field(default_factory=dict)
+    """By contender, what each round's beginning took: loading, examining, measuring, compiling; no part of the runs."""
 
     @property
     def num_prompts(self) -> int:
@@ -42,6 +44,26 @@ class Report:
     def tokens_per_s(self, name: str, prompts: Sequence[int] | None = None) -> float:
         """Median over the rounds of all tokens by all time."""
         return median(_speed(runs, prompts) for runs in self.runs[name])
+
+    def spread(self, name: str) -> tuple[float, float]:
+        """The slowest and the fastest round, in tokens/s."""
+        speeds = [_speed(runs, None) for runs in self.runs[name]]
+        return min(speeds), max(speeds)
+
+    def quartiles_by_prompt(self, name: str) -> tuple[float, float]:
+        """First and third quartile, over prompts (and rounds), of tokens/s."""
+        return quartiles([_speed([run], None) for run in chain(*self.runs[name])])
+
+    def edl(self, name: str) -> float | None:
+        """Mean tokens per decode forward; `None` where it is not known."""
+        stats = self.stats(name)
+        if stats is not None:
+            return stats.edl
+        runs = list(chain(*self.runs[name]))
+        if self.batch_size > 1 or any(run.num_forwards is None for run in runs):
+            return None
+        num_forwards = sum(run.num_forwards or 0 for run in runs) - len(runs)
+        return (sum(len(run.token_ids) for run in runs) - len(runs)) / num_forwards if num_forwards > 0 else 1.0
 
     def ratio(self, name: str, other: str, prompts: Sequence[int] | None = None) -> float | None:
         """Median over the rounds of one contender's speed by the other's; `None` where there is nothing to compare."""
@@ -109,6 +131,14 @@ def repeats(token_ids: Sequence[int], length: int = REPEAT_LENGTH) -> bool:
     """Whether any run of `length` tokens occurs twice."""
     grams = [tuple(token_ids[i : i + length]) for i in range(len(token_ids) - length + 1)]
     return len(set(grams)) < len(grams)
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    """First and third quartile; of a single value, that value."""
+    if len(values) < 2:
+        return values[0], values[0]
+    first, _, third = quantiles(values, n=4, method="inclusive")
+    return first, third
 
 
 def _speed(runs: Sequence[Run], prompts: Sequence[int] | None) -> float:

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `pia demo`."""
-    from pia.cli.bench import demo_prompts
+    from pia.cli.bench_prompts import demo_prompts
     from pia.cli.loading import load_model, stay_offline
 
     stay_offline()
@@ -181,8 +181,7 @@ def _measure(args: argparse.Namespace, prompts: list[Any]) -> int:
 
 
 def _show_opening(model: Any, demo: Demo, screen: Silent) -> None:
-    from pia.bench.machine import describe_machine
-    from pia.cli.figures import machine_line
+    from pia.bench.machine import describe_machine, machine_line
 
     machine = describe_machine(model)
     print(f"{machine['model']}, on {machine_line(machine)}.")
