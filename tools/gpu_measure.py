@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from statistics import mean, median
@@ -114,13 +114,15 @@ def compare(
 
 
 def contenders_of(case: ReplayCase, names: Sequence[str], options: dict[str, Any]) -> list[Contender]:
-    """Ways to answer by name: generate, plain, pia."""
-    known: dict[str, Contender] = {
-        "generate": Stock("generate"),
-        "plain": Accelerated("plain", DraftCache, **{**options, "budget": 0}),
-        "pia": Accelerated("pia", case.new_cache, **options),
+    """Ways to answer by name: generate, and PIA plain, plain without its fast engine, and warmed."""
+    plain = {**options, "budget": 0}
+    known: dict[str, Callable[[], Contender]] = {
+        "generate": lambda: Stock("generate"),
+        "eager": lambda: Accelerated("eager", DraftCache, **{**plain, "engine": "eager"}),
+        "plain": lambda: Accelerated("plain", DraftCache, **plain),
+        "pia": lambda: Accelerated("pia", case.new_cache, **options),
     }
-    return [known[name] for name in names]
+    return [known[name]() for name in names]
 
 
 @dataclass(frozen=True)

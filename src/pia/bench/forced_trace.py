@@ -14,9 +14,9 @@ _PROMPT_LENGTH = _OUTPUT_LENGTH = 192
 
 
 def random_trace(num_requests: int, vocab: int, *, seed: int = 0) -> Trace:
-    """Requests of random tokens, prompts and outputs."""
+    """Requests of random tokens, prompts and outputs; an eighth of the vocabulary stays unused, to lengthen prompts."""
     rng = np.random.default_rng(seed)
-    draw = rng.integers(0, vocab, (num_requests, _PROMPT_LENGTH + _OUTPUT_LENGTH)).astype(np.int32)
+    draw = rng.integers(0, vocab - vocab // 8, (num_requests, _PROMPT_LENGTH + _OUTPUT_LENGTH)).astype(np.int32)
     return Trace("random", list(draw[:, :_PROMPT_LENGTH]), list(draw[:, _PROMPT_LENGTH:]), {"seed": seed})
 
 
