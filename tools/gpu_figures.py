@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from time import perf_counter
@@ -57,38 +59,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     options = _lookahead_options(args.engine)
     cases = _cases(args)
-    report: dict[str, Any] = {"arguments": vars(args) | {"traces": str(args.traces)}, "options": options}
-    steps = step_times(
-        cases["gsm"], _BUDGETS, num_requests=args.step_requests, seconds=_seconds(args, "steps"), options=options
-    )
-    report["steps"] = {budget: times.as_dict() for budget, times in steps.items()}
-    _tell("steps", report["steps"])
-    report["device_waits_ms"] = _waits(cases["gsm"], options)
-    _tell("device waits", report["device_waits_ms"])
-    roof = report["roofline"] = _roofline(cases["gsm"])
-    _tell("roofline", roof)
-    answers: dict[str, Answers] = {}
-    for name, case in cases.items():
-        slow = [] if name == "random" else ["generate", *(["eager"] if options and name == "gsm" else [])]
-        answers[name] = compare(
-            case,
-            contenders_of(case, [*slow, "plain", "pia"], options),
-            rounds=args.rounds,
-            seconds=_seconds(args, name),
-            limits=dict.fromkeys(slow, args.generate_limit),
-        )
-        report[name] = answers[name].as_dict()
-        _tell(name, report[name])
-    figures = _figures(steps, roof["floor_ms"], answers)
-    if report["device_waits_ms"]:
-        figures.append(
-            Figure("the same, as the GPU's clock tells", 0.4, report["device_waits_ms"]["pia"], is_floor=False)
-        )
+    gsm = cases["gsm"]
+    sections = _Sections({"arguments": vars(args) | {"traces": str(args.traces)}, "options": options})
+    steps = sections.run("steps", lambda: _steps(args, gsm, options), StepTimes.all_as_dict) or {}
+    waits = sections.run("device_waits_ms", lambda: _waits(gsm, options)) or {}
+    roof = sections.run("roofline", lambda: _roofline(gsm)) or {}
+    answers = {
+        name: sections.run(name, partial(_answers, args, name, case, options), Answers.as_dict)
+        or Answers(case.label, case.outputs)
+        for name, case in cases.items()
+    }
+    figures = _figures(steps, waits, roof.get("floor_ms"), answers)
+    report = sections.report
     report["figures"] = [asdict(figure) | {"reached": figure.is_reached} for figure in figures]
-    report["machine"] = describe_machine(cases["gsm"].model)
+    report["machine"] = describe_machine(gsm.model)
     report["seconds"] = round(perf_counter() - _STARTED, 1)
-    _show(_table(figures, cases["gsm"], report["machine"]), json.dumps(report))
-    return 0 if all(part.num_identical == part.num_answers for part in answers.values()) else 1
+    _show(_table(figures, gsm, report["machine"]), json.dumps(report))
+    return int(bool(report["errors"]) or any(part.num_identical != part.num_answers for part in answers.values()))
+
+
+class _Sections:
+    """Runs parts of the measurement and reports each at once; one that fails leaves the others their turn."""
+
+    def __init__(self, facts: dict[str, Any]) -> None:
+        self.report: dict[str, Any] = {**facts, "errors": {}}
+
+    def run(self, name: str, measure: Callable[[], Any], shown: Callable[[Any], Any] = lambda found: found) -> Any:
+        """What was measured; `None` if it failed."""
+        try:
+            found = measure()
+            self.report[name] = shown(found)
+            _tell(name, self.report[name])
+            return found
+        except Exception as error:
+            traceback.print_exc()
+            self.report["errors"][name] = f"{type(error).__name__}: {error}"
+            return None
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -145,20 +151,29 @@ def _only(folder: Path, pattern: str) -> Path:
     return found[0]
 
 
-def _seconds(args: argparse.Namespace, section: str) -> float:
-    return float(args.seconds) * _SHARES[section]
+def _steps(args: argparse.Namespace, case: ReplayCase, options: dict[str, Any]) -> dict[str, StepTimes]:
+    seconds = args.seconds * _SHARES["steps"]
+    return step_times(case, _BUDGETS, num_requests=args.step_requests, seconds=seconds, options=options)
 
 
 def _waits(case: ReplayCase, options: dict[str, Any]) -> dict[str, float | None]:
-    """How long the GPU waits a step, plainly and with drafts; nothing on a CPU, or where the profiler fails."""
+    """How long a GPU waits a step, plainly and with drafts."""
     if case.model.device.type != "cuda":
         return {}
     lookaheads = {"plain": Lookahead(**{**options, "budget": 0}), "pia": Lookahead(case.new_cache(), **options)}
-    try:
-        return {name: device_waits_ms(case, 0, lookahead) for name, lookahead in lookaheads.items()}
-    except RuntimeError as error:  # some machines let nobody profile; the other figures are none the worse for it
-        print(f"no device waits: {error}", flush=True)
-        return {}
+    return {name: device_waits_ms(case, 0, lookahead) for name, lookahead in lookaheads.items()}
+
+
+def _answers(args: argparse.Namespace, name: str, case: ReplayCase, options: dict[str, Any]) -> Answers:
+    """Lets the contenders of a case answer. The slow ones answer a few requests only."""
+    slow = [] if name == "random" else ["generate", *(["eager"] if options and name == "gsm" else [])]
+    return compare(
+        case,
+        contenders_of(case, [*slow, "plain", "pia"], options),
+        rounds=args.rounds,
+        seconds=args.seconds * _SHARES[name],
+        limits=dict.fromkeys(slow, args.generate_limit),
+    )
 
 
 def _roofline(case: ReplayCase) -> dict[str, float]:
@@ -175,24 +190,29 @@ def _roofline(case: ReplayCase) -> dict[str, float]:
     }
 
 
-def _figures(steps: dict[str, StepTimes], floor_ms: float, answers: dict[str, Answers]) -> list[Figure]:
-    """What the issue asks for, in its order."""
-    ms = {budget: times.as_dict()["ms"] for budget, times in steps.items()}
+def _figures(
+    steps: dict[str, StepTimes], waits: dict[str, float | None], floor_ms: float | None, answers: dict[str, Answers]
+) -> list[Figure]:
+    """What is asked for, in the order of asking."""
+    ms = {budget: times.ms for budget, times in steps.items()}
+    plain, host = ms.get("0"), steps["auto"].host_ms if steps else None
     gsm, alpaca, noise = answers["gsm"], answers["alpaca"], answers["random"]
-    identical = sum(part.num_identical for part in answers.values())
-    num_answers = sum(part.num_answers for part in answers.values())
-    return [
-        Figure("PIA plain, share of the roofline", 0.75, _over(floor_ms, ms["0"]), detail=f"step {ms['0']} ms"),
+    identical, of = (sum(getattr(part, name) for part in answers.values()) for name in ("num_identical", "num_answers"))
+    figures = [
+        Figure("PIA plain, share of the roofline", 0.75, _over(floor_ms, plain), detail=f"step {plain} ms"),
         _ratio("PIA plain over generate", 4.0, gsm, "plain", "generate"),
-        Figure("step with 16 nodes over plain", 1.08, _over(ms["16"], ms["0"]), is_floor=False),
-        Figure("step with 64 nodes over plain", 1.20, _over(ms["64"], ms["0"]), is_floor=False),
-        Figure("host time between forwards, ms", 0.4, steps["auto"].as_dict()["host_ms"], is_floor=False),
+        Figure("step with 16 nodes over plain", 1.08, _over(ms.get("16"), plain), is_floor=False),
+        Figure("step with 64 nodes over plain", 1.20, _over(ms.get("64"), plain), is_floor=False),
+        Figure("host time between forwards, ms", 0.4, host, is_floor=False),
         _ratio("PIA warmed over PIA plain, gsm", 2.6, gsm, "pia", "plain"),
         _ratio("PIA warmed over PIA plain, alpaca", 1.7, alpaca, "pia", "plain"),
         _ratio("PIA warmed over generate, gsm", 8.0, gsm, "pia", "generate"),
         Figure("random tokens, time over PIA plain", 1.02, noise.ratio("plain", "pia"), is_floor=False),
-        Figure("outputs identical", 1.0, identical / num_answers, detail=f"{identical} of {num_answers} answers"),
+        Figure("outputs identical", 1.0, _over(identical, of), detail=f"{identical} of {of} answers"),
     ]
+    if waits:
+        figures.insert(5, Figure("the same, as the GPU's clock tells", 0.4, waits["pia"], is_floor=False))
+    return figures
 
 
 def _ratio(title: str, asked: float, answers: Answers, name: str, other: str) -> Figure:

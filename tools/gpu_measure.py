@@ -11,6 +11,7 @@ from typing import Any
 
 from pia.bench.contenders import Accelerated, Contender, Run, Stock, warm_up
 from pia.bench.forced import ReplayCase
+from pia.decoding.stats import Stats
 from pia.drafting.cache import DraftCache
 from pia.lookahead import Lookahead
 from pia.text import decode
@@ -41,11 +42,10 @@ class Answers:
         runs = self.runs[name].values()
         return sum(len(run.token_ids) for run in runs) / sum(run.seconds for run in runs)
 
-    def edl(self, name: str) -> float | None:
-        """Tokens a decode forward, of contenders that count."""
-        stats = [run.stats for run in self.runs[name].values() if run.stats is not None]
-        num_steps = sum(part.num_steps for part in stats)
-        return sum(part.num_tokens - part.num_requests for part in stats) / num_steps if num_steps else None
+    def stats(self, name: str) -> Stats | None:
+        """Sums of a contender that counts."""
+        parts = [run.stats for run in self.runs[name].values() if run.stats is not None]
+        return Stats.total(parts) if parts else None
 
     @property
     def num_answers(self) -> int:
@@ -63,20 +63,27 @@ class Answers:
             "label": self.label,
             "requests": {name: len(runs) for name, runs in self.runs.items()},
             "tokens_per_s": {name: round(self.tokens_per_s(name), 2) for name in self.runs},
-            "edl": {name: round(edl, 4) for name in self.runs if (edl := self.edl(name)) is not None},
+            "steps": {name: _sums(stats) for name in self.runs if (stats := self.stats(name)) is not None},
             "identical": self.num_identical,
             "answers": self.num_answers,
-            "engine": {name: _engine(runs) for name, runs in self.runs.items()},
         }
 
     def _both(self, name: str, other: str) -> list[tuple[int, int]]:
         return [key for key in self.runs.get(name, {}) if key in self.runs.get(other, {})]
 
 
-def _engine(runs: Mapping[Any, Run]) -> str | None:
-    """What the last run says of how its forwards were run."""
-    stats = next((run.stats for run in reversed(list(runs.values())) if run.stats is not None), None)
-    return None if stats is None else f"{getattr(stats, 'engine', 'eager')}; {stats.reason}"
+def _sums(stats: Stats) -> dict[str, Any]:
+    """Tokens, nodes and milliseconds a decode step; times of accept and keep include the prefill's."""
+    steps = max(stats.num_steps, 1)
+    times = {name: getattr(stats, f"{name}_s") for name in ("draft", "forward", "accept", "keep")}
+    return {
+        "edl": round(stats.edl, 4),
+        "nodes": round(stats.num_drafted / steps, 2),
+        **{f"{name}_ms": round(1e3 * seconds / steps, 4) for name, seconds in times.items()},
+        "prefill_ms": round(1e3 * stats.prefill_s / max(stats.num_requests, 1), 2),
+        "engine": getattr(stats, "engine", "eager"),
+        "reason": stats.reason,
+    }
 
 
 def compare(
@@ -139,13 +146,21 @@ class StepTimes:
     host: list[float]
     num_nodes: float
 
+    @property
+    def ms(self) -> float | None:
+        """Median of the whole steps, in milliseconds."""
+        return _ms(self.whole)
+
+    @property
+    def host_ms(self) -> float | None:
+        return _ms(self.host)
+
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "steps": len(self.whole),
-            "ms": _ms(self.whole),
-            "host_ms": _ms(self.host),
-            "nodes": round(self.num_nodes, 2),
-        }
+        return {"steps": len(self.whole), "ms": self.ms, "host_ms": self.host_ms, "nodes": round(self.num_nodes, 2)}
+
+    @staticmethod
+    def all_as_dict(times: Mapping[str, StepTimes]) -> dict[str, Any]:
+        return {budget: part.as_dict() for budget, part in times.items()}
 
 
 def _ms(times: Sequence[float]) -> float | None:

@@ -16,6 +16,12 @@ from pia.decoding.stats import Stats
 TOOLS = Path(__file__).parents[2] / "tools"
 
 
+_LINE = (
+    "--shape tiny --device cpu --dtype float32 --warm 4 --limit 2 --generate-limit 1 --context 40 --max-new-tokens 15 "
+    "--step-requests 1"
+)
+
+
 @pytest.fixture(autouse=True)
 def tools(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
@@ -37,8 +43,7 @@ def test_all_figures_are_measured_and_outputs_identical(folder, monkeypatch, cap
 
     monkeypatch.setitem(SHAPES, "tiny", Shape("tiny", "llama", 64, 96, 2, 4, 2, 97, 512))
     monkeypatch.setenv("OUT", str(folder))
-    line = "--shape tiny --device cpu --dtype float32 --warm 4 --limit 2 --generate-limit 1 --context 40"
-    assert main(["--traces", str(folder), *line.split(), "--max-new-tokens", "15", "--step-requests", "1"]) == 0
+    assert main(["--traces", str(folder), *_LINE.split()]) == 0
     printed = capsys.readouterr().out
     report = json.loads(printed.splitlines()[-1])
     assert json.loads((folder / "gpu_figures.json").read_text()) == report
@@ -51,7 +56,26 @@ def test_all_figures_are_measured_and_outputs_identical(folder, monkeypatch, cap
     assert report["gsm"]["requests"]["pia"] == report["random"]["requests"]["pia"] == 2
     assert report["gsm"]["answers"] == sum(report["gsm"]["requests"].values())
     assert report["steps"]["0"]["steps"] == 14
+    assert report["gsm"]["steps"]["plain"]["edl"] == 1 <= report["gsm"]["steps"]["pia"]["edl"]
+    assert report["errors"] == {}
     assert "tiny shape, random weights, tokens from gsm-toy" in printed
+
+
+def test_a_part_that_fails_leaves_the_others_their_turn(folder, monkeypatch, capsys):
+    import gpu_figures
+
+    def fail(*_, **__):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setitem(SHAPES, "tiny", Shape("tiny", "llama", 64, 96, 2, 4, 2, 97, 512))
+    monkeypatch.delenv("OUT", raising=False)
+    monkeypatch.setattr(gpu_figures, "step_times", fail)
+    assert gpu_figures.main(["--traces", str(folder), *_LINE.split()]) == 1
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["errors"] == {"steps": "RuntimeError: no such kernel"}
+    figures = {figure["name"]: figure for figure in report["figures"]}
+    assert figures["step with 16 nodes over plain"]["reached"] is None
+    assert figures["outputs identical"]["reached"]
 
 
 def test_a_wrong_answer_is_seen():
@@ -76,8 +100,8 @@ def test_ratios_are_over_the_requests_that_both_answered():
     assert answers.ratio("pia", "generate") == 4
     assert answers.spread("pia", "generate") == [4, 4, 4]
     assert answers.ratio("plain", "pia") is None
-    assert answers.edl("pia") == 1.5
-    assert answers.edl("generate") is None
+    assert answers.stats("pia").edl == 1.5
+    assert answers.stats("generate") is None
     assert answers.tokens_per_s("generate") == 0.5
 
 
