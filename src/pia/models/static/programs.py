@@ -85,7 +85,8 @@ def _example(model: Any, num_tokens: int) -> tuple[StepModule, tuple[Any, ...]]:
     depths = torch.arange(num_tokens)[None]
     visible = torch.ones(1, num_tokens, num_tokens, dtype=torch.bool).tril()
     mask = TreeMasks(model)(torch.tensor([_EXAMPLE_START]), depths, visible, _EXAMPLE_START + num_tokens)
-    return StepModule(model).eval(), (ids[None, slots], slots[None], mask, slots, states_of(cache))
+    states = [state.clone() for state in states_of(cache)]  # those of inference mode cannot be traced
+    return StepModule(model).eval(), (ids[None, slots], slots[None], mask, slots, states)
 
 
 def _free_sizes(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
