@@ -201,7 +201,16 @@ class Program {
         last = static_cast<std::int32_t>(i);
       }
       accepted.push_back(bonus);
-      session->observe(accepted);
+      if (length % 2) return session->observe(accepted);
+      Text fed;
+      std::vector<std::int32_t> parents;
+      for (const auto& node : nodes) {
+        fed.push_back(node.token);
+        parents.push_back(node.parent);
+      }
+      session->learn();
+      session->prepare({fed, parents}, 40, 12, bonus % 6);
+      session->advance(accepted);
     });
   }
 

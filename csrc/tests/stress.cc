@@ -100,7 +100,14 @@ void run_requests(const std::shared_ptr<DraftCache>& cache, const pia::Corpora& 
       const std::uint32_t max_depth = 1 + random() % 32;
       check_tree(session->propose(budget, max_depth), budget, max_depth);
       const std::size_t count = std::min<std::size_t>(random() % 8, output.size() - num_seen);
-      session->observe(pia::Tokens(output).subspan(num_seen, count));
+      const pia::Tokens emitted = pia::Tokens(output).subspan(num_seen, count);
+      if (random() % 2) {
+        session->observe(emitted);
+      } else {  // as beside a device: the last lesson, drafts for what may come, and what came
+        session->learn();
+        session->prepare({}, budget, max_depth, random() % 5);
+        session->advance(emitted);
+      }
       if (count == 0) session->observe(random_text(random, 1));
       num_seen += count;
     }

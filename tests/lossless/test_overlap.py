@@ -13,8 +13,10 @@ from transformers.generation.logits_process import LogitsProcessorList
 
 import pia
 from pia.drafting.cache import DraftCache
+from pia.drafting.tree import DraftTree
 from pia.generate_call import prepare
-from toys import ToySource, prompts
+from pia.models.runner import SlabRunner
+from toys import VOCAB, ToySource, prompts
 
 GREEDY = {"max_new_tokens": 40, "do_sample": False}
 
@@ -59,7 +61,7 @@ class FailsAt:
         return scores
 
 
-@pytest.mark.parametrize("budget", [4, 16, "auto"])
+@pytest.mark.parametrize("budget", [6, "auto"])
 def test_same_tokens_with_the_draft_cache(family, budget):
     """Each prompt twice: the second time most drafts are right."""
     overlapped, synchronous = (kind(budget=budget) for kind in (OverlappedLookahead, pia.Lookahead))
@@ -77,6 +79,21 @@ def test_same_tokens_with_the_draft_cache(family, budget):
     learned, expected = (lookahead.cache.export_sequences() for lookahead in (overlapped, synchronous))
     assert all(map(lambda one, other: one.tolist() == other.tolist(), learned, expected))
     assert synchronous.last_stats.hidden_s == synchronous.last_stats.num_prepared == 0
+
+
+def test_the_call_back_comes_between_launch_and_wait(llama, monkeypatch):
+    events = []
+    runner = SlabRunner(llama)
+    launch = runner._call
+    monkeypatch.setattr(
+        runner, "_call", lambda *inputs, **options: events.append("launch") or launch(*inputs, **options)
+    )
+    monkeypatch.setattr(runner, "_wait", lambda: events.append("wait"))
+    runner.prefill([torch.tensor([3, 4, 5])])
+    logits = runner.forward([6], [DraftTree.chain([7, 8])], lambda: events.append("meanwhile"))
+    assert logits.shape == (1, 3, VOCAB)
+    assert events == ["launch", "wait", "launch", "meanwhile", "wait"]
+    assert not runner.is_asynchronous  # on a CPU
 
 
 def test_prepared_drafts_are_used(llama):

@@ -81,6 +81,24 @@ def test_streamer_has_no_place_here(demo):
         pia.decode(model, [5, 6], streamer=object())
 
 
+def test_statistics_of_work_beside_a_device():
+    stats = Stats()
+    for is_prepared in (True, False, False):
+        times = {
+            "draft_s": 0.01,
+            "forward_s": 0.1,
+            "accept_s": 0.02,
+            "keep_s": 0.03,
+            "launch_s": 0.04,
+            "hidden_s": 0.05,
+        }
+        stats.add(Step([6], [None], num_prepared=4, is_prepared=is_prepared, **times))
+    assert (stats.num_prepared, stats.prepared_hits) == (12, 1)
+    assert stats.host_s == pytest.approx(3 * (0.01 + 0.04 + 0.02 + 0.03))  # launch is a part of the forward, and hidden
+    assert stats.seconds == pytest.approx(3 * 0.16) and stats.hidden_s == pytest.approx(0.15)  # is no time of its own
+    assert Stats.total([stats, stats]).prepared_hits == 2
+
+
 def test_statistics_are_sums():
     stats = Stats(mode="tree", reason="because")
     stats.add(Step([5], [None], forward_s=0.5, is_prefill=True))
