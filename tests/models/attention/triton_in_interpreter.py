@@ -1,4 +1,4 @@
-"""The Triton kernels in Triton's interpreter, on the CPU: run by `test_triton.py` in a process of its own.
+"""The Triton kernels in Triton's interpreter, on the CPU: run by `test_attention_triton.py` in a process of its own.
 
 The interpreter is chosen when Triton is imported, and a process that has compiled with it cannot go back.
 """
