@@ -43,7 +43,14 @@ TAKEN = {
         Qwen2Config(**_ROTARY, sliding_window=WINDOW, use_sliding_window=True, max_window_layers=1)
     ),
     "gemma2": lambda: Gemma2ForCausalLM(
-        Gemma2Config(**_ROTARY, head_dim=8, sliding_window=WINDOW, attn_logit_softcapping=1.0, query_pre_attn_scalar=8)
+        Gemma2Config(
+            **_ROTARY,
+            head_dim=8,
+            sliding_window=WINDOW,
+            attn_logit_softcapping=1.0,
+            query_pre_attn_scalar=8,
+            attn_implementation="eager",  # elsewhere, some releases leave the bound out
+        )
     ),
     "deepseek_v3": lambda: DeepseekV3ForCausalLM(  # keys and values of different sizes
         DeepseekV3Config(
