@@ -116,6 +116,14 @@ def test_plots_without_figures_are_left_out(tmp_path):
     assert list(draw_plots([case], tmp_path)) == ["speed"]
 
 
+def test_steps_that_would_hide_the_others_are_left_out(tmp_path):
+    pytest.importorskip("matplotlib")
+    case = made_up()
+    case["contenders"]["generate"]["step_ms"] = 50.0
+    (steps,) = draw_plots([{**case, "curve": None}], tmp_path)["steps"][1:]
+    assert "not drawn: generate 50.0" in (tmp_path / steps).read_text()  # the comment beside the drawn letters
+
+
 def test_a_report_grows(tmp_path):
     folder = tmp_path / "new" / "report"
     first = ReportFolder(str(folder))

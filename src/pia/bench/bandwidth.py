@@ -13,7 +13,7 @@ _LARGE = {"cpu": 512 << 20, "other": 1 << 30}
 """Bytes of a pass through memory: far more than any cache holds."""
 _COLUMNS = 1024
 _MIN_PASSES, _MAX_PASSES = 3, 30
-_SECONDS = 0.15
+_SECONDS = 0.5
 """For each operation, after its warm-up."""
 _LAUNCHES = 4
 """Passes queued at once, so that a GPU is not timed on how fast it is told."""

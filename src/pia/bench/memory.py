@@ -19,8 +19,9 @@ class PeakMemory:
     """Measures the most memory that was in use beyond what was in use before; a context.
 
     On CUDA it is `torch.cuda.max_memory_allocated`. On Linux it is the process's own high-water mark, which is set back
-    first; elsewhere on Unix, resident memory is looked at every two milliseconds. What the allocator keeps for itself
-    from earlier work is given back beforehand, as far as it lets itself be asked, so that it hides no growth.
+    first; where that is forbidden, resident memory is looked at every two milliseconds; systems without /proc do not
+    say. What the allocator keeps for itself from earlier work is given back beforehand, as far as it lets itself be
+    asked, so that it hides no growth.
 
     Args:
         device: of the model.

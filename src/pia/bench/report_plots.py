@@ -35,6 +35,9 @@ _COLOURS = {
 }
 """Theirs cool, PIA's warm; lightness tells apart what hue does not."""
 _PART_COLOURS = {"draft": ORANGE, "forward": BLUE, "accept": GREEN, "keep": PINK, "other": "#bdbdbd"}
+_BEHIND_TEXT = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6}
+_MOST_OF_OURS = 2.0
+"""A step of Transformers' is drawn up to so many times PIA's longest: beyond that it would hide PIA's parts."""
 _NUM_COLUMNS = 2
 _PANEL_WIDTH = 6.4
 _BAR_HEIGHT = 0.36
@@ -108,13 +111,16 @@ def _draw_speed(panel: Any, case: Case) -> None:
 
 
 def _step_rows(case: Case) -> dict[str, Mapping[str, Any]]:
-    """Contenders of which the time of a step is known."""
-    return {name: row for name, row in case["contenders"].items() if row["step_ms"]}
+    """Contenders of which the time of a step is known; none if nothing of PIA's is."""
+    rows = {name: row for name, row in case["contenders"].items() if row["step_ms"]}
+    return rows if any(row["steps"] for row in rows.values()) else {}
 
 
 def _draw_steps(panel: Any, case: Case) -> None:
     """Stacked bars of milliseconds; Transformers' own loop cannot be taken apart."""
-    rows = _step_rows(case)
+    known = _step_rows(case)
+    longest = _MOST_OF_OURS * max(row["step_ms"] for row in known.values() if row["steps"])
+    rows = {name: row for name, row in known.items() if row["steps"] or row["step_ms"] <= longest}
     for place, row in enumerate(rows.values()):
         start = 0.0
         for part, value in row["steps"]["ms"].items() if row["steps"] else ():
@@ -128,10 +134,20 @@ def _draw_steps(panel: Any, case: Case) -> None:
         )  # fmt: skip
     panel.set_yticks(range(len(rows)), [label_of(name) for name in rows])
     panel.set_xlim(0, 1.5 * max(row["step_ms"] for row in rows.values()))
-    panel.set_xlabel("ms a decode step", color=INK)
+    panel.set_xlabel("ms a decode step" + _not_drawn(known, rows), loc="left", fontsize=9.5, color=INK)
     panel.invert_yaxis()
     tidy(panel, grid="x")
     _part_legend(panel, has_whole=any(not row["steps"] for row in rows.values()))
+
+
+def _not_drawn(known: Mapping[str, Mapping[str, Any]], drawn: Mapping[str, Any]) -> str:
+    """Steps that have no bar, in words."""
+    left_out = [
+        f"{label_of(name).removeprefix('generate, ')} {row['step_ms']:.1f}"
+        for name, row in known.items()
+        if name not in drawn
+    ]
+    return f" (not drawn: {', '.join(left_out)})" if left_out else ""
 
 
 def _step_label(row: Mapping[str, Any]) -> str:
@@ -171,14 +187,14 @@ def _draw_curve(panel: Any, case: Case) -> None:
         if size in (1, sizes[-1]) or size & (size - 1) == 0:
             panel.annotate(
                 f"{time:.2f}\n({time / times[0]:.2f} x)", (place, time), xytext=(0, 7), textcoords="offset points",
-                ha="center", fontsize=8, color=INK,
+                ha="center", fontsize=8, color=INK, zorder=4, bbox=_BEHIND_TEXT,
             )  # fmt: skip
     panel.axhline(floor, color=BLUE, linewidth=1.5, linestyle=(0, (5, 2)))
     is_high = floor > 0.2 * max(times)  # the curve is near: there is more room below
     panel.annotate(
         f"floor {floor:.2f} ms: {line['bytes'] / 1e6:,.0f} MB at {line['bandwidth_gb_s']:,.0f} GB/s",
-        (0, floor), xytext=(0, -5 if is_high else 4), textcoords="offset points", fontsize=8.5, color=BLUE,
-        va="top" if is_high else "bottom",
+        (places[-1], floor), xytext=(0, -5 if is_high else 4), textcoords="offset points", fontsize=8.5, color=BLUE,
+        ha="right", va="top" if is_high else "bottom",
     )  # fmt: skip
     panel.set_xticks(places, [str(size) for size in sizes])
     panel.set_ylim(0, 1.22 * max(*times, floor))

@@ -37,6 +37,9 @@ def replay_cases(args: argparse.Namespace) -> Iterator[BenchCase]:
     Raises:
         TraceError: a trace cannot be read.
     """
+    from pia.cli.loading import quiet_libraries
+
+    quiet_libraries()
     from pia.bench.workload import Workload
 
     for shape in args.shape:
