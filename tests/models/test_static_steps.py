@@ -230,7 +230,8 @@ def test_programs_run_on_the_slab(name):
         compare(model, SlabRunner(model), CompiledRunner(model, step_programs(model)), seed)
 
 
-def test_hooks_on_the_whole_model_are_called():
+@pytest.mark.parametrize("kind", ["compiled", "captured"])
+def test_hooks_on_the_whole_model_are_called(kind):
     model = build("llama")
     seen = []
 
@@ -240,7 +241,10 @@ def test_hooks_on_the_whole_model_are_called():
         output.logits[..., 11] = 1e9
         return output
 
-    runner = CompiledRunner(model, step_programs(model))
+    if kind == "compiled":
+        runner = CompiledRunner(model, step_programs(model))
+    else:
+        runner = GraphRunner(model, GraphSteps(model, RecordedGraphs()), SIZES)
     runner.prefill([torch.arange(3, 20)])
     model.register_forward_hook(force, with_kwargs=True)
     logits = runner.forward([4], [DraftTree.chain([5, 6])])

@@ -10,6 +10,7 @@ import torch
 from pia.drafting.tree import DraftTree
 from pia.models.runner import SlabRunner
 from pia.models.static.graph_steps import SIZES, GraphSteps
+from pia.models.static.hooks import hooked
 
 
 class GraphRunner(SlabRunner):
@@ -40,7 +41,8 @@ class GraphRunner(SlabRunner):
         self._last_size = next((size for size in self._sizes if size >= q), None)
         if self._last_size is None:
             return super()._launch(token_ids, trees)
-        return self._steps.run(token_id, tree, self._last_size)[:, :q]
+        logits, positions = self._steps.run(token_id, tree, self._last_size)
+        return hooked(self.model, logits[:, :q], position_ids=positions[:, :q])
 
     @torch.inference_mode()
     def keep(self, kept: Sequence[Sequence[int]]) -> None:

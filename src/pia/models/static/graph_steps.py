@@ -36,6 +36,7 @@ class _Captured:
 
     replay: Callable[[], Any]
     logits: torch.Tensor
+    positions: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -96,18 +97,23 @@ class GraphSteps:
         self.cache.clear()
         return True
 
-    def run(self, token_id: int, tree: DraftTree, size: int) -> torch.Tensor:
-        """One step of this size behind what the slab has kept; returns the logits `[1, size, vocab]`."""
+    def run(self, token_id: int, tree: DraftTree, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step of this size behind what the slab has kept.
+
+        Returns:
+            logits `[1, size, vocab]` and positions `[1, size]`, good until the next step.
+        """
         (start,) = self.cache.lengths
         num_slots = _slots_for(start + size)
         self.cache.reserve(num_slots)
         self._drop_if_moved()
         self._inputs_of(size).load(token_id, tree, start)
         if (size, num_slots) not in self._steps:
-            self._steps[size, num_slots] = _Captured(*self._graphs.capture(lambda: self._step(size, num_slots)))
+            replay, written = self._graphs.capture(lambda: self._step(size, num_slots))
+            self._steps[size, num_slots] = _Captured(replay, *written)
         step = self._steps[size, num_slots]
         step.replay()
-        return step.logits
+        return step.logits, step.positions
 
     def keep(self, nodes: Sequence[int], size: int) -> None:
         """Moves what the last step, of this size, fed in these places (ascending) together, and counts it as kept."""
@@ -117,17 +123,16 @@ class GraphSteps:
             move.replay()
         self.cache.set_lengths([self.cache.lengths[0] + len(nodes)])
 
-    def _step(self, size: int, num_slots: int) -> torch.Tensor:
-        """What is captured: the model's forward, with what says who sees whom."""
+    def _step(self, size: int, num_slots: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is captured: the model's forward, with what says who sees whom; returns logits and positions."""
         inputs, attend = self._inputs_of(size), self._choose_attention(num_slots)
-        slots = inputs.start + torch.arange(size, device=self._device)
-        fed = (inputs.ids, inputs.start + inputs.depths)
+        slots, positions = inputs.start + torch.arange(size, device=self._device), inputs.start + inputs.depths
         if attend is None:
             masks = self._masks.on_device(inputs.start, inputs.depths, inputs.visible(), num_slots)
-            return self._module()(*fed, masks, slots, states_of(self.cache))
+            return self._module()(inputs.ids, positions, masks, slots, states_of(self.cache)), positions
         state = TreeState(inputs.start.to(torch.int32), inputs.bits, inputs.depths, attend)
         with tree_attention(self._model(), state):
-            return self._module()(*fed, None, slots, states_of(self.cache), num_slots)
+            return self._module()(inputs.ids, positions, None, slots, states_of(self.cache), num_slots), positions
 
     def _module(self) -> Callable[..., torch.Tensor]:
         """The step as a function of tensors."""
