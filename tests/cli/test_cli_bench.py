@@ -36,6 +36,13 @@ def prompts_file(tmp_path):
     return path
 
 
+@pytest.fixture(autouse=True)
+def short_bandwidth_passes(monkeypatch):
+    """What a roofline is worth does not matter here, and its passes through memory take seconds."""
+    monkeypatch.setattr("pia.bench.bandwidth._SECONDS", 0.01)
+    monkeypatch.setattr("pia.bench.bandwidth._LARGE", {"cpu": 64 << 20, "other": 64 << 20})
+
+
 def check_figures(line, num_questions):
     figures = json.loads(line)
     assert figures["questions"] == figures["identical"] == num_questions
