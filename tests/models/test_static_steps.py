@@ -15,6 +15,8 @@ from zoo import ZOO, build
 
 import pia
 import pia.plan
+from pia.bench import shapes as bench_shapes
+from pia.bench.forced_logits import ForcedText
 from pia.drafting.shape import ancestors
 from pia.drafting.tree import DraftTree
 from pia.models.capability import declared_capability
@@ -218,7 +220,8 @@ def test_programs_run_on_the_slab(name):
         compare(model, SlabRunner(model), CompiledRunner(model, step_programs(model)), seed)
 
 
-def test_hooks_on_the_whole_model_are_called():
+@pytest.mark.parametrize("engine", ["compile", "graph"])
+def test_hooks_on_the_whole_model_are_called(engine):
     model = build("llama")
     seen = []
 
@@ -228,11 +231,31 @@ def test_hooks_on_the_whole_model_are_called():
         output.logits[..., 11] = 1e9
         return output
 
-    runner = CompiledRunner(model, step_programs(model))
+    if engine == "compile":
+        runner = CompiledRunner(model, step_programs(model))
+    else:
+        runner = GraphRunner(model, GraphSteps(model, RecordedGraphs()), (1, 3))
     runner.prefill([torch.arange(3, 20)])
     model.register_forward_hook(force, with_kwargs=True)
     logits = runner.forward([4], [DraftTree.chain([5, 6])])
     assert logits.argmax(-1).tolist() == [[11, 11, 11]] and seen == [[[17, 18, 19]]]
+    runner.keep([[0, 1]])
+    assert runner.forward([4], [DraftTree.chain([5, 6])]).argmax(-1).tolist() == [[11, 11, 11]]
+    assert seen[1:] == [[[19, 20, 21]]]
+
+
+def test_a_forced_text_is_written_by_captured_steps():
+    model = bench_shapes.build(
+        bench_shapes.Shape("tiny", "llama", 64, 96, 2, 4, 2, VOCAB, 512), dtype=torch.float32, device="cpu"
+    )
+    forced, runner = ForcedText(model), GraphRunner(model, GraphSteps(model, RecordedGraphs()), SIZES)
+    text = torch.randint(3, VOCAB, (60,), generator=torch.Generator().manual_seed(1)).tolist()
+    with forced.forcing(text):
+        assert int(runner.prefill([torch.tensor(text[:20])]).argmax(-1)) == text[20]
+        for place in range(20, 52, 4):
+            tree = DraftTree.chain(text[place + 1 : place + 4])
+            assert runner.forward([text[place]], [tree]).argmax(-1)[0].tolist() == text[place + 1 : place + 5]
+            runner.keep([range(4)])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from pia.drafting.tree import DraftTree
 from pia.models.runner import SlabRunner
 from pia.models.static.graph_steps import SIZES, GraphSteps
+from pia.models.static.step import hooked
 
 
 class GraphRunner(SlabRunner):
@@ -40,7 +42,8 @@ class GraphRunner(SlabRunner):
         self._last_size = next((size for size in self._sizes if size >= q), None)
         if self._last_size is None:
             return super()._launch(token_ids, trees)
-        return self._steps.run(token_id, tree, self._last_size)[:, :q]
+        logits = self._steps.run(token_id, tree, self._last_size)
+        return hooked(self.model, logits, partial(self._steps.positions, self._last_size))[:, :q]
 
     @torch.inference_mode()
     def keep(self, kept: Sequence[Sequence[int]]) -> None:

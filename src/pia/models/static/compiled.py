@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pia.drafting.tree import DraftTree
 from pia.models.layout import batch_layout
 from pia.models.runner import SlabRunner
 from pia.models.static.programs import Program, fits, load_program
+from pia.models.static.step import hooked
 from pia.models.static.store import ProgramFiles
 from pia.models.static.weights import WeightsWatch
 
@@ -56,17 +56,4 @@ class CompiledRunner(SlabRunner):
         mask = self._masks(torch.tensor([start]), depths, visible, start + q)
         program = self._programs.one if q == 1 else self._programs.tree
         logits = program(ids, depths + start, mask, torch.arange(start, start + q), blocks)
-        return _hooked(self.model, logits, position_ids=depths + start)
-
-
-def _hooked(model: Any, logits: torch.Tensor, **arguments: Any) -> torch.Tensor:
-    """Calls the hooks a user has put on the whole model, as the model itself would have."""
-    if not model._forward_hooks:
-        return logits
-    output: Any = CausalLMOutputWithPast(logits=logits)
-    for number, hook in model._forward_hooks.items():
-        with_kwargs = number in model._forward_hooks_with_kwargs
-        changed = hook(model, (), arguments, output) if with_kwargs else hook(model, (), output)
-        output = output if changed is None else changed
-    hooked: torch.Tensor = output.logits
-    return hooked
+        return hooked(self.model, logits, lambda: depths + start)

@@ -103,6 +103,11 @@ class GraphSteps:
         step.replay()
         return step.logits
 
+    def positions(self, size: int) -> torch.Tensor:
+        """Positions of the last step of this size, `[1, size]`."""
+        inputs = self._inputs_of(size)
+        return inputs.start + inputs.depths
+
     def keep(self, nodes: Sequence[int], size: int) -> None:
         """Moves what the last step, of this size, fed in these places (ascending) together, and counts it as kept."""
         if any(n != node for n, node in enumerate(nodes)):

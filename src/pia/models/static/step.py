@@ -6,11 +6,12 @@ the slots it is told, and attends over the first slots, as many as the mask has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pia.models.kv import SlabCache
 
@@ -88,6 +89,29 @@ class StepModule(torch.nn.Module):
         )
         logits: torch.Tensor = output.logits
         return logits
+
+
+def hooked(model: Any, logits: torch.Tensor, positions: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """Calls the hooks a user has put on the whole model, as the model itself would have after its forward.
+
+    Args:
+        model: whose forward was run without its hooks.
+        logits: `[1, q, vocab]`; hooks may change them in place.
+        positions: makes the positions `[1, q]` that hooks are told.
+
+    Returns:
+        the logits, perhaps others.
+    """
+    if not model._forward_hooks:
+        return logits
+    output: Any = CausalLMOutputWithPast(logits=logits)
+    arguments = {"position_ids": positions()}
+    for number, hook in model._forward_hooks.items():
+        with_kwargs = number in model._forward_hooks_with_kwargs
+        changed = hook(model, (), arguments, output) if with_kwargs else hook(model, (), output)
+        output = output if changed is None else changed
+    changed_logits: torch.Tensor = output.logits
+    return changed_logits
 
 
 def places_of(cache: SlabCache) -> Places:
