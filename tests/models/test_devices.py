@@ -11,7 +11,7 @@ import transformers
 import pia
 from pia.models.kv import SlabCache
 from pia.models.placement import compute_dtype, input_device, layers_by_device
-from pia.models.profile import curve_of
+from pia.models.profile import capability_of, curve_of
 from quick_check import OPTIONS, assert_drafts_used, compare
 from toys import prompts, tiny_model
 
@@ -63,7 +63,7 @@ def test_text_is_the_same_wherever_the_weights_are(name, tmp_path):
 def test_costs_and_texts_of_an_offloaded_model(tmp_path):
     model = PLACES["disk offload"](tmp_path)
     assert model.device == META
-    assert min(curve_of(model, can_branch=True).seconds) > 0
+    assert min(curve_of(model, capability_of(model, self_check=True)).seconds) > 0
     prompt = prompts(1, seed=3)[0]
     token_ids = prompt[0].tolist()
     for step in pia.decode(model, prompt, lookahead=pia.Lookahead(budget=4), **OPTIONS):

@@ -18,6 +18,7 @@ from pia.bench.roofline import reached, roofline
 from pia.bench.step_bytes import KvBytes, WeightBytes, kv_bytes, weight_bytes
 from pia.bench.workload import Workload
 from pia.decoding.stats import Stats
+from pia.models.engine import EngineName
 from pia.models.placement import input_device
 
 CURVE_CONTEXT = 128
@@ -67,7 +68,7 @@ def examined(
         **case,
         "contenders": rows,
         "memory": _memory(weights, kv, context),
-        "curve": _curve(workload.model),
+        "curve": _curve(workload.model, "auto"),
         "roofline": None if report.batch_size > 1 else _roofline(workload.model, rows, weights, kv, context),
     }
 
@@ -166,14 +167,14 @@ def _memory(weights: WeightBytes, kv: KvBytes | None, context: float) -> dict[st
     }
 
 
-def _curve(model: Any) -> dict[str, Any] | None:
+def _curve(model: Any, wanted: EngineName) -> dict[str, Any] | None:
     """What a forward over q tokens costs, where the model can verify drafts."""
     from pia.models.profile import capability_of, curve_of
 
     capability = capability_of(model, self_check=True)
     if not capability.can_verify_chains:
         return None
-    curve = curve_of(model, can_branch=capability.can_verify_trees, is_recurrent=capability.is_recurrent)
+    curve = curve_of(model, capability, wanted)
     return {
         "sizes": list(curve.sizes),
         "ms": [round(1e3 * seconds, 4) for seconds in curve.seconds],

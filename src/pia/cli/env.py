@@ -58,18 +58,16 @@ def _programs() -> dict[str, Any]:
 
 def _examine(model: Any, wanted: Any) -> dict[str, Any]:
     """How a model can be verified, proved on the spot, and what a forward over q tokens costs."""
-    from pia.models.profile import capability_of, engine_curve_of, engine_of, recurrent_curve_of
+    from pia.models.profile import capability_of, curve_of, engine_of
 
     capability = capability_of(model, self_check=True)
     facts: dict[str, Any] = {"mode": capability.mode.label, "reason": capability.reason}
     if not capability.can_verify_chains:
         return facts
-    if capability.is_recurrent:
-        curve = recurrent_curve_of(model)
-    else:
+    if not capability.is_recurrent:
         engine = engine_of(model, capability, wanted)
         facts |= {"engine": engine.name, "engine_reason": engine.reason}
-        curve = engine_curve_of(model, engine)
+    curve = curve_of(model, capability, wanted)
     points = zip(curve.sizes, curve.seconds, strict=True)
     return facts | {"forward_ms": {q: round(seconds * 1e3, 3) for q, seconds in points}}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,6 +12,8 @@ from typing import Any, Literal
 import torch
 
 from pia.drafting.budget import CostCurve
+from pia.models.attention.choice import attention_backend_of, backends_on
+from pia.models.attention.reference import TreeAttention
 from pia.models.capability import Capability
 from pia.models.costs import measure_costs, measure_stepped_costs, time_runners
 from pia.models.placement import input_device
@@ -17,11 +21,13 @@ from pia.models.runner import SlabRunner
 from pia.models.self_check import why_not_right
 from pia.models.static.captured import GraphRunner
 from pia.models.static.compiled import CompiledRunner, Programs
-from pia.models.static.graph_steps import SIZES, GraphSteps
+from pia.models.static.graph_steps import LEAST_SLOTS, SIZES, GraphSteps
 from pia.models.static.graphs import CudaGraphs
 from pia.models.static.programs import build_programs
 from pia.models.static.store import files_of, may_have_programs
 from pia.models.static.support import why_not_static
+
+logger = logging.getLogger("pia")
 
 EngineName = Literal["auto", "eager", "graph", "compile"]
 ENGINES: tuple[EngineName, ...] = ("auto", "eager", "graph", "compile")
@@ -90,18 +96,30 @@ def find_engine(model: Any, capability: Capability, wanted: EngineName) -> Engin
 
 def _graph_engine(model: Any, wanted: EngineName) -> Engine:
     """Captured steps; with "compile" of a forward that PyTorch's compiler has fused."""
-    compile_step: dict[str, Any] = {}
-    if wanted == "compile":
-        compile_step["compile_step"] = partial(torch.compile, dynamic=True)
-    steps = GraphSteps(model, CudaGraphs(input_device(model)), **compile_step)
+    graphs = CudaGraphs(input_device(model))
+    if wanted == "compile":  # its compiler makes the attention as well
+        steps, reason = GraphSteps(model, graphs, compile_step=partial(torch.compile, dynamic=True)), "compiled forward"
+    else:
+        choice = attention_backend_of(model, LEAST_SLOTS, _TRIED_SIZES[-1])
+        steps = GraphSteps(model, graphs, choose_attention=partial(_attention_for, weakref.ref(model)))
+        reason = f"model's own forward, attention by {choice.name} ({choice.reason})"
     new_runner = partial(GraphRunner, steps=steps)
     return Engine(
         "graph",
-        "CUDA graphs of the compiled forward" if compile_step else "CUDA graphs of the model's own forward",
+        f"CUDA graphs of the {reason}",
         new_runner,
         partial(measure_stepped_costs, new_runner=new_runner, sizes=SIZES),
         is_free=lambda: steps.is_free,
     )
+
+
+def _attention_for(model: weakref.ref[Any], num_slots: int) -> TreeAttention | None:
+    """The attention over so many slots that is fastest by measurement; `None` is the model's own, with a mask."""
+    target = model()
+    backends, _ = backends_on(input_device(target))
+    choice = attention_backend_of(target, num_slots, _TRIED_SIZES[-1], backends=backends)
+    logger.info("PIA attends over %d slots by %s: %s", num_slots, choice.name, choice.reason)
+    return backends.get(choice.name)
 
 
 def _compiled_engine(model: Any, wanted: EngineName) -> Engine | str:

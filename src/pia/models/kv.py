@@ -308,9 +308,9 @@ class SlabCache(Cache):  # type: ignore[misc]
         return self._slab.blocks
 
     @property
-    def places(self) -> list[list[tuple[_Block, int]]]:
-        """For each layer, the block and the layer of it that hold its keys, its values and whatever else it keeps."""
-        return [layer._places for layer in self._slab_layers]
+    def views(self) -> list[list[torch.Tensor]]:
+        """For each layer its keys, its values and whatever else it keeps, `[rows, heads, capacity, dim]` each."""
+        return [layer._views() for layer in self._slab_layers]
 
     def states(self) -> Iterator[tuple[str, torch.Tensor]]:
         """What the layers have stored, by role: tensors `[layers, rows, heads, capacity, dim]`."""

@@ -65,6 +65,13 @@ def engine_curve_of(model: Any, engine: Engine) -> CostCurve:
     return _remembered(model, ("engine curve", engine.name), measure)
 
 
+def curve_of(model: Any, capability: Capability, wanted: EngineName = "eager") -> CostCurve:
+    """What forwards of a model that verifies at least chains cost, by the engine that a single request would get."""
+    if capability.is_recurrent:
+        return recurrent_curve_of(model)
+    return engine_curve_of(model, engine_of(model, capability, wanted))
+
+
 def recurrent_curve_of(model: Any) -> CostCurve:
     """What chains of a recurrent model cost, each with a snapshot of its state, measured at first use."""
 

@@ -12,7 +12,7 @@ from pia.drafting.tree import DraftTree
 from pia.models.layout import batch_layout
 from pia.models.runner import SlabRunner
 from pia.models.static.programs import Program, fits, load_program
-from pia.models.static.step import hooked
+from pia.models.static.step import hooked, states_of
 from pia.models.static.store import ProgramFiles
 from pia.models.static.weights import WeightsWatch
 
@@ -50,10 +50,10 @@ class CompiledRunner(SlabRunner):
         ids, depths, visible = map(torch.from_numpy, batch_layout(token_ids, trees))
         (start,), q = self.cache.lengths, ids.shape[1]
         self.cache.reserve(start + q)
-        blocks = [block.data for block in self.cache.blocks]
-        if not fits(blocks, q):
+        states = states_of(self.cache)
+        if not fits(states, q):
             return super()._launch(token_ids, trees)
         mask = self._masks(torch.tensor([start]), depths, visible, start + q)
         program = self._programs.one if q == 1 else self._programs.tree
-        logits = program(ids, depths + start, mask, torch.arange(start, start + q), blocks)
+        logits = program(ids, depths + start, mask, torch.arange(start, start + q), states)
         return hooked(self.model, logits, lambda: depths + start)

@@ -9,22 +9,25 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 
 from pia.drafting.tree import DraftTree
+from pia.models.attention.plug_in import TreeState, tree_attention
+from pia.models.attention.reference import TreeAttention
 from pia.models.kv import SlabCache
 from pia.models.masks import TreeMasks
 from pia.models.placement import input_device
 from pia.models.runner import num_layers
 from pia.models.static.graphs import Graphs
 from pia.models.static.inputs import DeviceRow, StepInputs
-from pia.models.static.step import StepModule, places_of
+from pia.models.static.step import StepModule, states_of
 
 SIZES = (1, 4, 8, 16, 32, 64, 128)
 """Tokens fed by a captured step."""
-_LEAST_SLOTS = 1024
+LEAST_SLOTS = 1024
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class GraphSteps:
     Args:
         model: a model of which `why_not_static` says nothing.
         graphs: what captures.
+        choose_attention: for a number of slots, what attends over trees without a mask, or `None` for masks.
         compile_step: what makes the step's module faster before it is captured, such as `torch.compile`; what it makes
             is kept, and keeps the model alive.
     """
@@ -57,10 +61,12 @@ class GraphSteps:
         self,
         model: Any,
         graphs: Graphs,
+        choose_attention: Callable[[int], TreeAttention | None] = lambda num_slots: None,
         compile_step: Callable[[torch.nn.Module], Callable[..., torch.Tensor]] | None = None,
     ) -> None:
         self._model = weakref.ref(model)
         self._graphs = graphs
+        self._choose_attention = cache(choose_attention)
         self._compile_step = compile_step
         self._masks = TreeMasks(model)
         self._device = input_device(model)
@@ -117,17 +123,22 @@ class GraphSteps:
         self.cache.set_lengths([self.cache.lengths[0] + len(nodes)])
 
     def _step(self, size: int, num_slots: int) -> torch.Tensor:
-        """What is captured: masks, the model's forward."""
-        inputs = self._inputs_of(size)
+        """What is captured: the model's forward, with what says who sees whom."""
+        inputs, attend = self._inputs_of(size), self._choose_attention(num_slots)
         slots = inputs.start + torch.arange(size, device=self._device)
-        masks = self._masks.on_device(inputs.start, inputs.depths, inputs.visible(), num_slots)
-        return self._module()(inputs.ids, inputs.start + inputs.depths, masks, slots, self._blocks())
+        fed = (inputs.ids, inputs.start + inputs.depths)
+        if attend is None:
+            masks = self._masks.on_device(inputs.start, inputs.depths, inputs.visible(), num_slots)
+            return self._module()(*fed, masks, slots, states_of(self.cache))
+        state = TreeState(inputs.start.to(torch.int32), inputs.bits, inputs.depths, attend)
+        with tree_attention(self._model(), state):
+            return self._module()(*fed, None, slots, states_of(self.cache), num_slots)
 
     def _module(self) -> Callable[..., torch.Tensor]:
         """The step as a function of tensors."""
         if self._compiled is not None:
             return self._compiled
-        module = StepModule(self._model(), places_of(self.cache))
+        module = StepModule(self._model())
         if self._compile_step is None:
             return module
         self._compiled = self._compile_step(module)
@@ -167,4 +178,4 @@ class GraphSteps:
 
 def _slots_for(length: int) -> int:
     """The slots a step attends over: a power of two, so that few graphs serve all lengths."""
-    return max(_LEAST_SLOTS, 1 << (length - 1).bit_length())
+    return max(LEAST_SLOTS, 1 << (length - 1).bit_length())

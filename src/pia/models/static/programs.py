@@ -18,7 +18,7 @@ import torch
 from pia.models.kv import SlabCache
 from pia.models.masks import TreeMasks
 from pia.models.runner import SlabRunner
-from pia.models.static.step import StepModule, places_of
+from pia.models.static.step import StepModule, states_of
 from pia.models.static.store import ProgramFiles, programs_folder
 
 MAX_TOKENS = 256
@@ -85,13 +85,12 @@ def _example(model: Any, num_tokens: int) -> tuple[StepModule, tuple[Any, ...]]:
     depths = torch.arange(num_tokens)[None]
     visible = torch.ones(1, num_tokens, num_tokens, dtype=torch.bool).tril()
     mask = TreeMasks(model)(torch.tensor([_EXAMPLE_START]), depths, visible, _EXAMPLE_START + num_tokens)
-    module = StepModule(model, places_of(cache)).eval()
-    return module, (ids[None, slots], slots[None], mask, slots, [block.data for block in cache.blocks])
+    return StepModule(model).eval(), (ids[None, slots], slots[None], mask, slots, states_of(cache))
 
 
 def _free_sizes(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Which sizes of the arguments may be any: tokens of a step (but a single one), slots seen, slots of the slab."""
-    ids, _, mask, _, blocks = arguments
+    ids, _, mask, _, states = arguments
     num_slots = torch.export.Dim("num_slots", min=2, max=_MAX_SLOTS)
     capacity = torch.export.Dim("capacity", min=2, max=_MAX_SLOTS)
     fed = {} if ids.shape[1] == 1 else {"q": torch.export.Dim("q", min=2, max=MAX_TOKENS)}
@@ -100,9 +99,9 @@ def _free_sizes(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     masks: Any = one_mask
     if isinstance(mask, dict):
         masks = {kind: None if one is None else one_mask for kind, one in mask.items()}
-    return tokens, tokens, masks, {0: fed["q"]} if fed else {}, [{3: capacity} for _ in blocks]
+    return tokens, tokens, masks, {0: fed["q"]} if fed else {}, [{2: capacity} for _ in states]
 
 
-def fits(blocks: Sequence[torch.Tensor], q: int) -> bool:
+def fits(states: Sequence[torch.Tensor], q: int) -> bool:
     """Whether a step's sizes are within what programs were made for."""
-    return q <= MAX_TOKENS and blocks[0].shape[3] < _MAX_SLOTS
+    return q <= MAX_TOKENS and states[0].shape[2] < _MAX_SLOTS

@@ -1,7 +1,7 @@
 """A model's forward over a tree as a function of tensors alone, so that it can be exported, compiled or captured.
 
-The keys and values stay where PIA's slab has them: the function gets the slab's tensors, writes the tree's states into
-the slots it is told, and attends over the first slots, as many as the mask has.
+The keys and values stay where PIA's slab has them: the function gets each layer's part of it, writes the tree's states
+into the slots it is told, and attends over the first slots, as many as the mask has.
 """
 
 from __future__ import annotations
@@ -15,26 +15,22 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pia.models.kv import SlabCache
 
-Places = Sequence[Sequence[tuple[int, int]]]
-"""For each layer, where its keys and its values lie: the number of the block, and the layer in it."""
-
 
 class _StepLayer(DynamicLayer):  # type: ignore[misc]
     """One layer's slots during one forward."""
 
-    def __init__(self, views: Sequence[torch.Tensor], slots: torch.Tensor, num_slots: Any) -> None:
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, num_slots: Any) -> None:
         super().__init__()
-        self._views, self._slots, self._num_slots = views, slots, num_slots
+        self._all_keys, self._all_values, self._slots, self._num_slots = keys, values, slots, num_slots
         self.is_initialized = True
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Writes states `[1, heads, q, dim]` into the step's slots; returns the first `num_slots` of all."""
-        keys, values = self._views
-        keys.index_copy_(2, self._slots, key_states)
-        values.index_copy_(2, self._slots, value_states)
-        return keys[:, :, : self._num_slots], values[:, :, : self._num_slots]
+        self._all_keys.index_copy_(2, self._slots, key_states)
+        self._all_values.index_copy_(2, self._slots, value_states)
+        return self._all_keys[:, :, : self._num_slots], self._all_values[:, :, : self._num_slots]
 
     def get_seq_length(self) -> int:
         """Nothing that holds for every step: positions are given, and a model that asks is found out by the check."""
@@ -49,36 +45,36 @@ class StepModule(torch.nn.Module):
 
     Args:
         model: a causal language model of Transformers that takes positions and a 4-D mask.
-        places: where its layers' states lie in the slab, from `places_of`.
     """
 
-    def __init__(self, model: Any, places: Places) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self._places = places
 
     def forward(
         self,
         ids: torch.Tensor,
         positions: torch.Tensor,
-        mask: torch.Tensor | dict[str, torch.Tensor | None],
+        mask: torch.Tensor | dict[str, torch.Tensor | None] | None,
         slots: torch.Tensor,
-        blocks: Sequence[torch.Tensor],
+        states: Sequence[torch.Tensor],
+        num_slots: int | None = None,
     ) -> torch.Tensor:
         """Feeds the tokens.
 
         Args:
             ids: int64 `[1, q]`.
             positions: int64 `[1, q]`.
-            mask: additive, `[1, 1, q, num_slots]`, or several by layer type.
+            mask: additive, `[1, 1, q, num_slots]`, or several by layer type; `None` where attention needs none.
             slots: int64 `[q]`, where the tokens' states go.
-            blocks: the slab's tensors, `[layers, 1, heads, capacity, dim]`, written in place.
+            states: keys and values of each layer in turn, `[1, heads, capacity, dim]`, written in place.
+            num_slots: how many slots are attended over, where there is no mask to say it.
 
         Returns:
             logits, `[1, q, vocab]`.
         """
-        num_slots = _any_mask(mask).shape[-1]
-        layers = [_StepLayer([blocks[b][n] for b, n in place], slots, num_slots) for place in self._places]
+        reach = num_slots if mask is None else _any_mask(mask).shape[-1]
+        layers = [_StepLayer(*pair, slots, reach) for pair in zip(states[::2], states[1::2], strict=True)]
         # Hooks on the whole model belong to the call, not to the program: the runner calls them.
         output = self.model.forward(
             input_ids=ids,
@@ -114,16 +110,16 @@ def hooked(model: Any, logits: torch.Tensor, positions: Callable[[], torch.Tenso
     return changed_logits
 
 
-def places_of(cache: SlabCache) -> Places:
-    """Where the layers of a filled cache lie in its blocks.
+def states_of(cache: SlabCache) -> list[torch.Tensor]:
+    """Keys and values of each layer of a filled cache in turn, `[1, heads, capacity, dim]`, as a step takes them.
 
     Raises:
         ValueError: a layer keeps more than keys and values.
     """
-    blocks = cache.blocks
-    if any(len(places) != 2 for places in cache.places):
+    by_layer = cache.views
+    if any(len(views) != 2 for views in by_layer):
         raise ValueError("its layers keep more than keys and values")
-    return [[(blocks.index(block), layer) for block, layer in places] for places in cache.places]
+    return [view for views in by_layer for view in views]
 
 
 def _any_mask(mask: torch.Tensor | dict[str, torch.Tensor | None]) -> torch.Tensor:
