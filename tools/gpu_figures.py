@@ -13,7 +13,7 @@ import json
 import os
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -28,7 +28,6 @@ from pia.bench.bandwidth import measure_bandwidth
 from pia.bench.forced import RANDOM, ReplayCase, replay_case
 from pia.bench.machine import describe_machine
 from pia.bench.step_bytes import kv_bytes, weight_bytes
-from pia.config import LookaheadConfig
 from pia.lookahead import Lookahead
 
 _BUDGETS = (0, 15, 16, 63, 64, "auto")
@@ -57,7 +56,7 @@ class Figure:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures all, prints the table and the JSON line; writes both into $OUT if that is set."""
     args = _parse(argv)
-    options = _lookahead_options(args.engine)
+    options = {"engine": args.engine}
     cases = _cases(args)
     gsm = cases["gsm"]
     sections = _Sections({"arguments": vars(args) | {"traces": str(args.traces)}, "options": options})
@@ -118,12 +117,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _lookahead_options(engine: str) -> dict[str, Any]:
-    """The engine, where this version of PIA has a choice."""
-    has_engine = "engine" in {field.name for field in fields(LookaheadConfig)}
-    return {"engine": engine} if has_engine else {}
-
-
 def _cases(args: argparse.Namespace) -> dict[str, ReplayCase]:
     """Recorded and random requests, all on one model."""
     cases: dict[str, ReplayCase] = {}
@@ -166,7 +159,7 @@ def _waits(case: ReplayCase, options: dict[str, Any]) -> dict[str, float | None]
 
 def _answers(args: argparse.Namespace, name: str, case: ReplayCase, options: dict[str, Any]) -> Answers:
     """Lets the contenders of a case answer. The slow ones answer a few requests only."""
-    slow = [] if name == "random" else ["generate", *(["eager"] if options and name == "gsm" else [])]
+    slow = [] if name == "random" else ["generate", *(["eager"] if name == "gsm" else [])]
     return compare(
         case,
         contenders_of(case, [*slow, "plain", "pia"], options),

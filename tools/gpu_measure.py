@@ -75,13 +75,14 @@ class Answers:
 def _sums(stats: Stats) -> dict[str, Any]:
     """Tokens, nodes and milliseconds a decode step; times of accept and keep include the prefill's."""
     steps = max(stats.num_steps, 1)
-    times = {name: getattr(stats, f"{name}_s") for name in ("draft", "forward", "accept", "keep")}
+    times = {name: getattr(stats, f"{name}_s") for name in ("draft", "forward", "accept", "keep", "launch", "hidden")}
     return {
         "edl": round(stats.edl, 4),
         "nodes": round(stats.num_drafted / steps, 2),
         **{f"{name}_ms": round(1e3 * seconds / steps, 4) for name, seconds in times.items()},
         "prefill_ms": round(1e3 * stats.prefill_s / max(stats.num_requests, 1), 2),
-        "engine": getattr(stats, "engine", "eager"),
+        "engine": stats.engine,
+        "engine_reason": stats.engine_reason,
         "reason": stats.reason,
     }
 
@@ -139,11 +140,13 @@ class StepTimes:
     Attributes:
         whole: of steps with as many nodes as were asked for.
         host: what of it is not the forward.
+        launch: what of the forward passes until a device that works on its own has it.
         num_nodes: mean number of nodes over all steps.
     """
 
     whole: list[float]
     host: list[float]
+    launch: list[float]
     num_nodes: float
 
     @property
@@ -156,7 +159,13 @@ class StepTimes:
         return _ms(self.host)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"steps": len(self.whole), "ms": self.ms, "host_ms": self.host_ms, "nodes": round(self.num_nodes, 2)}
+        return {
+            "steps": len(self.whole),
+            "ms": self.ms,
+            "host_ms": self.host_ms,
+            "launch_ms": _ms(self.launch),
+            "nodes": round(self.num_nodes, 2),
+        }
 
     @staticmethod
     def all_as_dict(times: Mapping[str, StepTimes]) -> dict[str, Any]:
@@ -165,6 +174,10 @@ class StepTimes:
 
 def _ms(times: Sequence[float]) -> float | None:
     return round(1e3 * median(times), 4) if times else None
+
+
+_Timed = tuple[int, float, float, float]
+"""Of a step: its nodes, its seconds, those outside the forward, and those of the launch."""
 
 
 def step_times(
@@ -176,7 +189,7 @@ def step_times(
         the times, by budget.
     """
     lookaheads = {budget: Lookahead(case.new_cache(), **{**options, "budget": budget}) for budget in budgets}
-    found: dict[int | str, list[tuple[int, float, float]]] = {budget: [] for budget in budgets}
+    found: dict[int | str, list[_Timed]] = {budget: [] for budget in budgets}
     for lookahead in lookaheads.values():
         warm_up(case.model, case.prompts[0], lookahead)
     started = perf_counter()
@@ -189,8 +202,8 @@ def step_times(
     return {str(budget): _full_steps(budget, steps) for budget, steps in found.items()}
 
 
-def _timed_steps(case: ReplayCase, index: int, lookahead: Lookahead) -> list[tuple[int, float, float]]:
-    """Nodes, seconds, and seconds outside the forward of each decode step of a request."""
+def _timed_steps(case: ReplayCase, index: int, lookahead: Lookahead) -> list[_Timed]:
+    """Each decode step of a request."""
     options: dict[str, Any] = {"max_new_tokens": case.max_new_tokens[index], "do_sample": False}
     times = []
     with closing(decode(case.model, case.prompts[index], lookahead=lookahead, **options)) as steps:
@@ -198,12 +211,13 @@ def _timed_steps(case: ReplayCase, index: int, lookahead: Lookahead) -> list[tup
         for step in steps:
             now = perf_counter()
             if not step.is_prefill:
-                times.append((step.num_nodes, now - last, now - last - step.forward_s))
+                times.append((step.num_nodes, now - last, now - last - step.forward_s, step.launch_s))
             last = perf_counter()
     return times
 
 
-def _full_steps(budget: int | str, steps: Sequence[tuple[int, float, float]]) -> StepTimes:
+def _full_steps(budget: int | str, steps: Sequence[_Timed]) -> StepTimes:
     full = [step for step in steps if budget == "auto" or step[0] == budget]
     num_nodes = mean(step[0] for step in steps) if steps else 0.0
-    return StepTimes([step[1] for step in full], [step[2] for step in full], num_nodes)
+    whole, host, launch = ([step[place] for step in full] for place in (1, 2, 3))
+    return StepTimes(whole, host, launch, num_nodes)

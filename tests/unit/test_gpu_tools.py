@@ -108,8 +108,9 @@ def test_ratios_are_over_the_requests_that_both_answered():
 def test_steps_count_only_with_full_trees():
     from gpu_measure import _full_steps
 
-    steps = [(16, 3.0, 1.0), (7, 2.0, 1.5), (16, 5.0, 2.0)]
-    assert _full_steps(16, steps).as_dict() == {"steps": 2, "ms": 4000.0, "host_ms": 1500.0, "nodes": 13}
+    steps = [(16, 3.0, 1.0, 0.1), (7, 2.0, 1.5, 0.2), (16, 5.0, 2.0, 0.3)]
+    full = {"steps": 2, "ms": 4000.0, "host_ms": 1500.0, "launch_ms": 200.0, "nodes": 13}
+    assert _full_steps(16, steps).as_dict() == full
     assert len(_full_steps("auto", steps).whole) == 3
     assert _full_steps(64, steps).as_dict()["ms"] is None
 

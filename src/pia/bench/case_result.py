@@ -9,7 +9,7 @@ from typing import Any
 
 from pia.bench.bandwidth import measure_bandwidth
 from pia.bench.breakdown import step_breakdown
-from pia.bench.contenders import Contender
+from pia.bench.contenders import Accelerated, Contender
 from pia.bench.labels import label_of
 from pia.bench.latency import first_token_times
 from pia.bench.memory import PeakMemory
@@ -18,7 +18,6 @@ from pia.bench.roofline import reached, roofline
 from pia.bench.step_bytes import KvBytes, WeightBytes, kv_bytes, weight_bytes
 from pia.bench.workload import Workload
 from pia.decoding.stats import Stats
-from pia.models.engine import EngineName
 from pia.models.placement import input_device
 
 CURVE_CONTEXT = 128
@@ -68,7 +67,7 @@ def examined(
         **case,
         "contenders": rows,
         "memory": _memory(weights, kv, context),
-        "curve": _curve(workload.model, "auto"),
+        "curve": _curve(workload.model, contenders),
         "roofline": None if report.batch_size > 1 else _roofline(workload.model, rows, weights, kv, context),
     }
 
@@ -167,13 +166,14 @@ def _memory(weights: WeightBytes, kv: KvBytes | None, context: float) -> dict[st
     }
 
 
-def _curve(model: Any, wanted: EngineName) -> dict[str, Any] | None:
+def _curve(model: Any, contenders: Sequence[Contender]) -> dict[str, Any] | None:
     """What a forward over q tokens costs, where the model can verify drafts."""
     from pia.models.profile import capability_of, curve_of
 
     capability = capability_of(model, self_check=True)
     if not capability.can_verify_chains:
         return None
+    wanted = next((one.engine for one in contenders if isinstance(one, Accelerated)), "auto")
     curve = curve_of(model, capability, wanted)
     return {
         "sizes": list(curve.sizes),

@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 from pia.decoding.stats import Stats
 from pia.drafting.cache import DraftCache
 from pia.lookahead import Lookahead
+from pia.models.engine import EngineName
 from pia.text import decode
 
 _WARM_UP_TOKENS = 8
@@ -70,6 +71,12 @@ class Accelerated:
         self._new_cache = new_cache
         self._options = options
         self._lookahead: Lookahead | None = None
+
+    @property
+    def engine(self) -> EngineName:
+        """What it asks to run its steps."""
+        engine: EngineName = self._options.get("engine", "auto")
+        return engine
 
     def reset(self, model: Any, prompt: torch.Tensor) -> None:
         """Begins a round with nothing learned in the last one: a new cache, new measurements of the model."""

@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="prompts a call (1); prompt lookup and assisted generation take one only",
     )  # fmt: skip
     options.add_budget(parser)
+    options.add_engine(parser)
     parser.add_argument("--assistant", metavar="MODEL", help="draft model of assisted generation")
     _add_output(parser)
     parser.add_argument(

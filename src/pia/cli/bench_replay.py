@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,8 @@ def _make(trace: str, shape: str, args: argparse.Namespace, *, like: Any) -> Any
     """The model that writes a trace, its prompts, and what its draft cache knows; one like it lends its model."""
     import torch
 
-    replay_case: Any = import_module("pia.bench.forced").replay_case
+    from pia.bench.forced import replay_case
+
     dtype = torch.bfloat16 if args.dtype == "auto" else getattr(torch, args.dtype)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     return replay_case(
