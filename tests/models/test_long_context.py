@@ -224,8 +224,8 @@ def test_growth_never_holds_two_copies_of_everything(monkeypatch):
     most: list[int] = []
     original = kv._new
 
-    def new(like, shape):
-        tensor = original(like, shape)
+    def new(like, shape, is_reused):
+        tensor = original(like, shape, is_reused)
         alive.append(weakref.ref(tensor))
         most.append(sum(ref().numel() for ref in alive if ref() is not None))
         return tensor

@@ -15,7 +15,7 @@ from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingC
 import pia
 from pia.drafting.budget import CostCurve
 from pia.errors import CacheMismatchError, ModelError, PromptError, UnsupportedOptionError
-from pia.models import profile
+from pia.models import engine
 from toys import ToySource, prompts, tiny_model
 
 GREEDY = {"do_sample": False, "max_new_tokens": 20}
@@ -252,7 +252,7 @@ def test_smaller_vocabulary_than_the_models_embeddings(llama):
 
 def test_drafts_that_never_pay_are_not_verified(monkeypatch):
     """Random text: the engine stops drafting and says how often it verified anything."""
-    monkeypatch.setattr(profile, "measure_costs", lambda *args, **kwargs: CostCurve([1, 64], [1.0, 4.0]))
+    monkeypatch.setattr(engine, "measure_costs", lambda *args, **kwargs: CostCurve([1, 64], [1.0, 4.0]))
     llama, prompt = tiny_model("llama"), prompts(1, seed=80)[0]
     source = ToySource(llama.generate(prompt, do_sample=False, max_new_tokens=200, eos_token_id=None)[0].tolist(), 0.0)
     lookahead = pia.Lookahead(cache=source)
@@ -413,8 +413,8 @@ def test_bfloat16_runs():
 def test_costs_are_measured_once_for_a_model(monkeypatch):
 
     calls = []
-    measure = profile.measure_costs
-    monkeypatch.setattr(profile, "measure_costs", lambda *args, **kwargs: calls.append(1) or measure(*args, **kwargs))
+    measure = engine.measure_costs
+    monkeypatch.setattr(engine, "measure_costs", lambda *args, **kwargs: calls.append(1) or measure(*args, **kwargs))
     model = tiny_model("llama")
     for _ in range(3):
         list(pia.decode(model, [5, 6, 7], max_new_tokens=2))

@@ -173,8 +173,8 @@ def _curve(model: Any, contenders: Sequence[Contender]) -> dict[str, Any] | None
     capability = capability_of(model, self_check=True)
     if not capability.can_verify_chains:
         return None
-    wanted = next((one.engine for one in contenders if isinstance(one, Accelerated)), "auto")
-    curve = curve_of(model, capability, wanted)
+    ours = next(one for one in contenders if isinstance(one, Accelerated))
+    curve = curve_of(model, capability, ours.engine)
     return {
         "sizes": list(curve.sizes),
         "ms": [round(1e3 * seconds, 4) for seconds in curve.seconds],

@@ -87,6 +87,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `pia bench`."""
+    from pia.cli.loading import quiet_libraries
+
+    quiet_libraries()
     from pia.bench.report_folder import ReportFolder
     from pia.cli.figures import show_case, show_last_line
 

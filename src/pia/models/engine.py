@@ -26,6 +26,7 @@ from pia.models.static.graphs import CudaGraphs
 from pia.models.static.programs import build_programs
 from pia.models.static.store import files_of, may_have_programs
 from pia.models.static.support import why_not_static
+from pia.models.static.weights import WeightsWatch
 
 logger = logging.getLogger("pia")
 
@@ -103,12 +104,13 @@ def _graph_engine(model: Any, wanted: EngineName) -> Engine:
         choice = attention_backend_of(model, LEAST_SLOTS, _TRIED_SIZES[-1])
         steps = GraphSteps(model, graphs, choose_attention=partial(_attention_for, weakref.ref(model)))
         reason = f"model's own forward, attention by {choice.name} ({choice.reason})"
-    new_runner = partial(GraphRunner, steps=steps)
+    new_runner, watch = partial(GraphRunner, steps=steps), WeightsWatch(model)
     return Engine(
         "graph",
         f"CUDA graphs of the {reason}",
         new_runner,
         partial(measure_stepped_costs, new_runner=new_runner, sizes=SIZES),
+        is_current=lambda: not watch.has_changed(),  # graphs know where the weights lay
         is_free=lambda: steps.is_free,
     )
 

@@ -25,16 +25,21 @@ _MIN_CHUNK, _MAX_CHUNK = 128, 2048
 """Smaller pieces leave a machine idle; larger ones gain nothing."""
 
 
+def has_prompt_form(model: Any) -> bool:
+    """Whether prompts have a form that only the model itself can read, and not in pieces (GLM)."""
+    return hasattr(model, "as_prompt")
+
+
 def default_chunk_size(model: Any, length: int) -> int:
     """Tokens of a prefill forward over a prompt, where the caller does not say: the whole prompt, or a piece.
 
-    A model whose positions depend on the length of the text takes it whole.
+    A model whose positions depend on the length of the text, or whose prompts have a form, takes it whole.
 
     Args:
         model: a causal language model of Transformers.
         length: of the prompt, in tokens.
     """
-    if length <= _WHOLE or position_limits(model).reason is not None:
+    if length <= _WHOLE or position_limits(model).reason is not None or has_prompt_form(model):
         return length
     config = model.config.get_text_config(decoder=True)
     is_fused = getattr(config, "_attn_implementation", None) != "eager"

@@ -23,7 +23,7 @@ from pia.models.kv import SlabCache
 from pia.models.layout import batch_layout
 from pia.models.masks import TreeMasks, slot_positions
 from pia.models.placement import input_device, layers_by_device
-from pia.models.prefill import default_chunk_size, distinct_prompts, prefill_groups
+from pia.models.prefill import default_chunk_size, distinct_prompts, has_prompt_form, prefill_groups
 
 
 class Runner(Protocol):
@@ -199,7 +199,7 @@ class SlabRunner:
     def _feed_piece(self, ids: torch.Tensor, start: int, options: dict[str, Any]) -> torch.Tensor:
         """Feeds a prompt's beginning under the model's own mask, and what follows as a chain behind it is fed."""
         depths = torch.arange(ids.shape[1]).expand_as(ids)
-        if start == 0 or self._masks is None:
+        if start == 0 or self._masks is None or has_prompt_form(self.model):
             return self._call(ids, depths + start, None, **options)
         starts, visible = torch.full((len(ids),), start), torch.ones((1, *depths.shape[1:] * 2), dtype=torch.bool)
         mask = self._masks(starts, depths, visible.tril().expand(len(ids), -1, -1), start + ids.shape[1])

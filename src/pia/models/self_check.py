@@ -14,6 +14,7 @@ from pia.drafting.tree import DraftTree
 from pia.models.capability import Capability, Mode
 from pia.models.distance import rms_distance
 from pia.models.placement import compute_dtype, input_device
+from pia.models.prefill import has_prompt_form
 from pia.models.recurrent_check import recurrent_errors
 from pia.models.runner import SlabRunner
 from pia.models.window_check import window_error
@@ -119,7 +120,7 @@ def _example(model: Any, can_branch: bool) -> tuple[torch.Tensor, DraftTree, int
     probs = np.linspace(0.9, 0.1, len(parents), dtype=np.float32)
     tree = DraftTree(nodes, np.asarray(parents, dtype=np.int32), probs, np.zeros(len(parents), dtype=np.uint8))
     prompt = torch.tensor(ids[None, :_PROMPT_LENGTH], device=input_device(model))
-    if hasattr(model, "as_prompt"):  # its prompts have a form
+    if has_prompt_form(model):
         prompt = model.as_prompt(prompt)
     return prompt, tree, int(ids[-1])
 

@@ -50,7 +50,7 @@ class CompiledRunner(SlabRunner):
         assert self._masks is not None
         ids, depths, visible = map(torch.from_numpy, batch_layout(token_ids, trees))
         (start,), q = self.cache.lengths, ids.shape[1]
-        self.cache.reserve(start + q)
+        self.cache.reserve(start + q + 1)  # programs are traced with more room than they attend over
         states = states_of(self.cache)
         if not fits(states, q):
             return super()._launch(token_ids, trees)
