@@ -25,6 +25,7 @@ from pia.errors import CacheMismatchError, RowsInStepError, UnsupportedOptionErr
 from pia.generate_call import GenerateCall, caller_argument, row_generators, vocab_size
 from pia.models.own_prompt import OwnPromptRunner
 from pia.models.runner import Runner
+from pia.models.static.captured import GraphRunner
 from pia.output import Decoding, LookaheadOutput, output_of
 from pia.plan import Plan
 from pia.prediction import NO_PREDICTION, Prediction, prediction_rows
@@ -164,6 +165,8 @@ class Lookahead:
         requests = [row.request for row in rows]
         if isinstance(runner, OwnPromptRunner) and call.given_cache is not None:
             steps = _handing_back(steps, runner, call.given_cache, requests[0])
+        if isinstance(runner, GraphRunner):
+            steps = _releasing(steps, runner, keeps_cache=bool(call.config.return_dict_in_generate))
         steps = recorded(steps, requests, self.recorder, **self._facts(call))
         return Decoding(rows, runner, stats, row_stats, steps)
 
@@ -304,6 +307,23 @@ def _new_drafter(plan: Plan, session: DraftSession) -> Drafter:
         vocab_size=vocab_size(plan.call.model),
         depth_at=capability.positions.max_depth,
     )
+
+
+def _releasing(
+    steps: Generator[Step, None, None], runner: GraphRunner, *, keeps_cache: bool
+) -> Generator[Step, None, None]:
+    """Passes steps on; then others may have the captured steps, however the request ends.
+
+    A cache that is still to be handed out keeps them until the runner is gone.
+    """
+    try:
+        with closing(steps):
+            yield from steps
+    except BaseException:
+        runner.lease.release()
+        raise
+    if not keeps_cache:
+        runner.lease.release()
 
 
 def _handing_back(

@@ -28,6 +28,7 @@ from pia.models.profile import (
 from pia.models.recurrent import RecurrentRunner
 from pia.models.refill import RefillRunner
 from pia.models.runner import Runner, StockRunner
+from pia.models.static.graph_steps import StepsBusyError
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,10 @@ class Plan:
         reason = call.plain_reason(is_recurrent=capability.is_recurrent)
         if reason is not None:
             return cls(call, config, Capability(Mode.PLAIN, reason), None, call_reason=reason)
-        engine = _engine(call, config, capability)
-        measure = partial(recurrent_curve_of, call.model)
-        if not capability.is_recurrent:
-            measure = partial(engine_curve_of, call.model, engine)
-        return cls(call, config, capability, _curve(config, measure), engine=engine)
+        if capability.is_recurrent:
+            return cls(call, config, capability, _curve(config, partial(recurrent_curve_of, call.model)))
+        engine, curve = _engine_and_curve(call, config, capability)
+        return cls(call, config, capability, curve, engine=engine)
 
     @property
     def can_draft(self) -> bool:
@@ -130,15 +130,27 @@ class Plan:
         return None if length is None else length + self.call.num_hidden + largest_tree
 
 
+def _engine_and_curve(
+    call: GenerateCall, config: LookaheadConfig, capability: Capability
+) -> tuple[Engine, CostCurve | None]:
+    """What runs the steps of this call, ready for it, and what they cost."""
+    engine = _engine(call, config, capability)
+    try:
+        curve = _curve(config, partial(engine_curve_of, call.model, engine))  # needs the engine, so before it is taken
+        return engine.for_request(), curve
+    except StepsBusyError as busy:
+        engine = eager_engine(f"the model as it is: {busy}", can_branch=capability.can_verify_trees)
+    return engine, _curve(config, partial(engine_curve_of, call.model, engine))
+
+
 def _engine(call: GenerateCall, config: LookaheadConfig, capability: Capability) -> Engine:
-    """What runs the steps of this call."""
+    """What could run the steps of this call."""
     eager = partial(eager_engine, can_branch=capability.can_verify_trees)
     if call.num_rows > 1:
         return eager("the model as it is, for a batch")
-    if capability.is_recurrent or call.own_prompt is not None or capability.positions.refill_at is not None:
+    if call.own_prompt is not None or capability.positions.refill_at is not None:
         return eager("the model as it is: its text is more than tokens, keys and values")
-    engine = engine_of(call.model, capability, config.engine)
-    return engine if engine.is_free() else eager(f"the model as it is, while {engine.name} steps serve another request")
+    return engine_of(call.model, capability, config.engine)
 
 
 def _curve(config: LookaheadConfig, measure: Callable[[], CostCurve]) -> CostCurve | None:

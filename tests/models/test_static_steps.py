@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -19,14 +20,14 @@ from pia.drafting.shape import ancestors
 from pia.drafting.tree import DraftTree
 from pia.models.attention.reference import reference_attention
 from pia.models.capability import declared_capability
-from pia.models.engine import Engine, eager_engine, find_engine
+from pia.models.engine import Engine, engine_of_steps, find_engine
 from pia.models.layout import layout
 from pia.models.runner import SlabRunner
 from pia.models.self_check import why_not_right
 from pia.models.static import graph_steps
 from pia.models.static.captured import GraphRunner
 from pia.models.static.compiled import CompiledRunner, Programs
-from pia.models.static.graph_steps import GraphSteps
+from pia.models.static.graph_steps import GraphSteps, StepsBusyError
 from pia.models.static.inputs import StepInputs
 from pia.models.static.programs import _example
 from pia.models.static.support import why_not_static
@@ -78,9 +79,9 @@ def test_replayed_steps_equal_direct_ones(name):
     graphs = RecordedGraphs()
     steps = GraphSteps(model, graphs)
     for seed in range(4):
-        compare(model, SlabRunner(model), GraphRunner(model, steps, SIZES), seed)
+        compare(model, SlabRunner(model), GraphRunner(model, steps.take(), SIZES), seed)
     captured = graphs.num_captures
-    compare(model, SlabRunner(model), GraphRunner(model, steps, SIZES), 3)
+    compare(model, SlabRunner(model), GraphRunner(model, steps.take(), SIZES), 3)
     assert graphs.num_captures == captured, "a request like one before it is captured anew"
     assert graphs.num_replays >= 12 * 5
 
@@ -89,18 +90,18 @@ def test_replayed_steps_equal_direct_ones(name):
 def test_replayed_steps_attend_without_masks(name):
     model = build(name).double()
     graphs = RecordedGraphs()
-    steps = GraphSteps(model, graphs, choose_attention=lambda num_slots: reference_attention)
+    steps = GraphSteps(model, graphs, choose_attention=lambda num_slots, size: reference_attention)
     for seed in range(2):  # Gemma's softmax is float32 whatever the dtype
-        compare(model, SlabRunner(model), GraphRunner(model, steps, SIZES), seed, atol=1e-5)
+        compare(model, SlabRunner(model), GraphRunner(model, steps.take(), SIZES), seed, atol=1e-5)
 
 
 def test_steps_are_captured_anew_when_the_slab_grows():
     model = build("llama").double()
     graphs = RecordedGraphs()
     steps = GraphSteps(model, graphs)
-    compare(model, SlabRunner(model), GraphRunner(model, steps, SIZES), 0, num_steps=2)
+    compare(model, SlabRunner(model), GraphRunner(model, steps.take(), SIZES), 0, num_steps=2)
     lay_at, captured = steps.cache.blocks[0].data.data_ptr(), graphs.num_captures
-    runner = GraphRunner(model, steps, SIZES)
+    runner = GraphRunner(model, steps.take(), SIZES)
     runner.prefill([torch.arange(2000) % VOCAB])
     assert steps.cache.blocks[0].data.data_ptr() != lay_at
     expected = SlabRunner(model)
@@ -113,7 +114,7 @@ def test_steps_are_captured_anew_when_the_slab_grows():
 def test_larger_trees_go_through_the_model():
     model = build("llama").double()
     graphs = RecordedGraphs()
-    runner, expected = GraphRunner(model, GraphSteps(model, graphs), (1, 4)), SlabRunner(model)
+    runner, expected = GraphRunner(model, GraphSteps(model, graphs).take(), (1, 4)), SlabRunner(model)
     compare(model, expected, runner, 1)
     assert graphs.num_captures
 
@@ -121,13 +122,13 @@ def test_larger_trees_go_through_the_model():
 def test_an_infinity_of_the_last_request_does_not_spoil_the_next():
     model = build("llama").double()
     steps = GraphSteps(model, RecordedGraphs())
-    runner = GraphRunner(model, steps, SIZES)
+    runner = GraphRunner(model, steps.take(), SIZES)
     runner.prefill([torch.arange(3, 60)])
     with torch.inference_mode():
         for block in steps.cache.blocks:
             block.data.fill_(float("inf"))
     del runner
-    compare(model, SlabRunner(model), GraphRunner(model, steps, SIZES), 0)
+    compare(model, SlabRunner(model), GraphRunner(model, steps.take(), SIZES), 0)
 
 
 @pytest.mark.parametrize("name", sorted(ZOO))
@@ -136,19 +137,14 @@ def test_every_family_is_captured_or_refused(name):
     capability = declared_capability(model)
     if why_not_static(model, capability) is not None:
         return
-    new_runner = partial(GraphRunner, model, GraphSteps(model, RecordedGraphs()))
-    if name in LOOKS_AT_VALUES | KEEPS_MORE:
-        with pytest.raises((RuntimeError, ValueError), match=r"looks at values|more than keys and values"):
-            why_not_right(model, new_runner)
-    else:
-        assert why_not_right(model, new_runner) is None
+    steps = GraphSteps(model, RecordedGraphs())
+    assert why_not_right(model, partial(GraphRunner, model, steps.take())) is None
+    expected = "looks at values" if name in LOOKS_AT_VALUES else "more than keys" if name in KEEPS_MORE else "None"
+    assert expected in str(steps.failure)
 
 
 def graph_engine(model, graphs: RecordedGraphs) -> Engine:
-    steps = GraphSteps(model, graphs)
-    eager = eager_engine("")
-    new_runner = partial(GraphRunner, steps=steps)
-    return Engine("graph", "recorded", new_runner, eager.measure, is_free=lambda: steps.is_free)
+    return engine_of_steps(GraphSteps(model, graphs), "graph", "recorded")
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])
@@ -188,16 +184,87 @@ def test_a_second_request_at_the_same_time_runs_the_model_as_it_is(monkeypatch):
     model = tiny_model("llama")
     engine = graph_engine(model, RecordedGraphs())
     monkeypatch.setattr(pia.plan, "engine_of", lambda *_: engine)
-    first = engine.new_runner(model)
     lookahead = pia.Lookahead()
+    options = dict(custom_generate=lookahead, max_new_tokens=4, do_sample=False)
     prompt = prompts(1, VOCAB)[0]
-    model.generate(prompt, custom_generate=lookahead, max_new_tokens=4, do_sample=False)
+    model.generate(prompt, **options)  # measures what steps cost
+    first = engine.new_runner(model)
+    model.generate(prompt, **options)
     assert lookahead.last_stats.engine == "eager" and "another request" in lookahead.last_stats.engine_reason
-    with pytest.raises(RuntimeError, match="in use"):
+    with pytest.raises(StepsBusyError, match="another request"):
         engine.new_runner(model)
     del first
-    model.generate(prompt, custom_generate=lookahead, max_new_tokens=4, do_sample=False)
+    model.generate(prompt, **options)
     assert lookahead.last_stats.engine == "graph"
+
+
+def test_threads_share_a_model_without_harm(monkeypatch):
+    model = tiny_model("llama")
+    engine = graph_engine(model, RecordedGraphs())
+    monkeypatch.setattr(pia.plan, "engine_of", lambda *_: engine)
+    texts = prompts(8, VOCAB)
+    options = dict(max_new_tokens=12, do_sample=False, eos_token_id=None)
+    expected = [model.generate(text, **options).tolist() for text in texts]
+    lookahead = pia.Lookahead()
+    with ThreadPoolExecutor(4) as pool:
+        outputs = pool.map(lambda text: model.generate(text, custom_generate=lookahead, **options).tolist(), texts)
+        assert list(outputs) == expected
+
+
+@pytest.mark.parametrize("ending", ["exception", "left alone"])
+def test_a_broken_off_request_gives_the_steps_free(ending, monkeypatch):
+    model = tiny_model("llama")
+    engine = graph_engine(model, RecordedGraphs())
+    monkeypatch.setattr(pia.plan, "engine_of", lambda *_: engine)
+    lookahead = pia.Lookahead()
+    prompt = prompts(1, VOCAB)[0]
+    options = dict(custom_generate=lookahead, max_new_tokens=20, do_sample=False, eos_token_id=None)
+    model.generate(prompt, **options)
+    if ending == "exception":
+
+        def refuse(ids, scores):
+            if ids.shape[1] > prompt.shape[1] + 3:
+                raise KeyboardInterrupt
+            return scores
+
+        with pytest.raises(KeyboardInterrupt) as held:  # the exception holds the frames, as a notebook does
+            model.generate(prompt, logits_processor=[refuse], **options)
+        assert held.tb is not None
+    else:
+        steps = pia.decode(model, prompt[0].tolist(), lookahead=lookahead, max_new_tokens=20)
+        next(steps)
+        steps.close()
+    model.generate(prompt, **options)
+    assert lookahead.last_stats.engine == "graph"
+
+
+def test_a_capture_that_fails_does_not_end_the_request(monkeypatch, caplog):
+    model = tiny_model("llama")
+    graphs = RecordedGraphs()
+    engine = graph_engine(model, graphs)
+    monkeypatch.setattr(pia.plan, "engine_of", lambda *_: engine)
+    prompt = prompts(1, VOCAB)[0]
+    options = dict(max_new_tokens=12, do_sample=False, eos_token_id=None)
+    expected = model.generate(prompt, **options)
+    source = ToySource(expected[0].tolist(), 0.7)
+
+    def fail(function):
+        raise torch.OutOfMemoryError("no memory for a graph")
+
+    monkeypatch.setattr(graphs, "capture", fail)
+    for words in ("recorded", "no memory for a graph"):
+        lookahead = pia.Lookahead(source, budget=6)
+        assert model.generate(prompt, custom_generate=lookahead, **options).tolist() == expected.tolist()
+        assert words in lookahead.last_stats.engine_reason
+    assert "goes on without captured steps" in caplog.text
+
+
+def test_adapters_are_not_captured():
+    peft = pytest.importorskip("peft")
+    model = build("llama")
+    capability = declared_capability(model)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], r=2))
+    assert "adapters" in why_not_static(adapted.base_model.model.eval(), capability)
 
 
 @settings(max_examples=60, deadline=None)
@@ -244,7 +311,7 @@ def test_hooks_on_the_whole_model_are_called(kind):
     if kind == "compiled":
         runner = CompiledRunner(model, step_programs(model))
     else:
-        runner = GraphRunner(model, GraphSteps(model, RecordedGraphs()), SIZES)
+        runner = GraphRunner(model, GraphSteps(model, RecordedGraphs()).take(), SIZES)
     runner.prefill([torch.arange(3, 20)])
     model.register_forward_hook(force, with_kwargs=True)
     logits = runner.forward([4], [DraftTree.chain([5, 6])])

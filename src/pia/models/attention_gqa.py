@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
+from pia.models.attention.plug_in import own_implementation
+
 _NAME = "pia_grouped_sdpa"
 _STOCK = "sdpa"
 _MAX_PACKED = 256
@@ -104,7 +106,7 @@ def _grouped_modules(model: Any) -> Iterator[tuple[Any, Any]]:
             config = _users.get(id(module), (0, module.config))[1]
         asks = "ALL_ATTENTION_FUNCTIONS" in inspect.unwrap(type(module).forward).__globals__
         weight = next(module.parameters(), None)
-        is_stock = getattr(config, "_attn_implementation", None) == _STOCK
+        is_stock = own_implementation(config) == _STOCK
         if is_stock and asks and weight is not None and weight.device.type == "cpu":
             yield module, config
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from pia.models.adapters import adapter_of
+from pia.models.attention.plug_in import own_implementation
 from pia.models.inputs_probe import skipped_inputs
 from pia.models.masks import mask_kinds, mask_reason, reach
 from pia.models.positions import NO_LIMITS, PositionLimits, lost_text_reason, position_limits
@@ -122,7 +123,7 @@ def _reason_for_chain(model: Any, config: Any) -> str | None:
     odd = [type(layer).__name__ for layer in _cache_layers(config) if type(layer).__name__ not in _KNOWN_LAYERS]
     if odd:
         return f"its cache has layers of another kind than full or sliding attention ({odd[0]})"
-    implementation = getattr(config, "_attn_implementation", None)
+    implementation = own_implementation(config)
     if implementation not in _MASKED_ATTENTION:
         return f"attention implementation {implementation!r} takes no mask of a tree (use attn_implementation='sdpa')"
     if "position_ids" not in inspect.signature(model.forward).parameters and adapter is None:

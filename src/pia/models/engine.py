@@ -21,12 +21,12 @@ from pia.models.runner import SlabRunner
 from pia.models.self_check import why_not_right
 from pia.models.static.captured import GraphRunner
 from pia.models.static.compiled import CompiledRunner, Programs
-from pia.models.static.graph_steps import LEAST_SLOTS, SIZES, GraphSteps
+from pia.models.static.graph_steps import LEAST_SLOTS, SIZES, GraphSteps, Lease
 from pia.models.static.graphs import CudaGraphs
 from pia.models.static.programs import build_programs
 from pia.models.static.store import files_of, may_have_programs
 from pia.models.static.support import why_not_static
-from pia.models.static.weights import WeightsWatch
+from pia.models.static.weights import PlacesWatch
 
 logger = logging.getLogger("pia")
 
@@ -49,7 +49,7 @@ class Engine:
             as long as its model, and must not keep that alive.
         measure: times forwards of the model.
         is_current: whether it still fits the model; its weights may be changed any time.
-        is_free: whether another request could begin now.
+        take: reserves what only one request at a time can have.
     """
 
     name: str
@@ -57,7 +57,18 @@ class Engine:
     new_runner: Callable[..., SlabRunner]
     measure: Callable[[Any], CostCurve]
     is_current: Callable[[], bool] = lambda: True
-    is_free: Callable[[], bool] = lambda: True
+    take: Callable[[], Lease] | None = None
+
+    def for_request(self) -> Engine:
+        """This engine, with what a request needs of it reserved.
+
+        Raises:
+            StepsBusyError: another request has it.
+        """
+        if self.take is None:
+            return self
+        lease = self.take()
+        return replace(self, new_runner=partial(GraphRunner, lease=lease), take=None)
 
 
 def eager_engine(reason: str, *, can_branch: bool = True) -> Engine:
@@ -88,6 +99,7 @@ def find_engine(model: Any, capability: Capability, wanted: EngineName) -> Engin
         if isinstance(other, str):
             return eager(other)
         wrong = why_not_right(model, partial(other.new_runner, model))
+        other.for_request()  # says so if a step could not be captured, and the model stood in for it
         if wrong is not None:
             return eager(f"{other.name} steps were tried and not used: {wrong}")
         return other if wanted != "auto" else _faster(model, eager("the model as it is"), other)
@@ -97,30 +109,36 @@ def find_engine(model: Any, capability: Capability, wanted: EngineName) -> Engin
 
 def _graph_engine(model: Any, wanted: EngineName) -> Engine:
     """Captured steps; with "compile" of a forward that PyTorch's compiler has fused."""
-    graphs = CudaGraphs(input_device(model))
-    if wanted == "compile":  # its compiler makes the attention as well
+    is_compiled = wanted == "compile"
+    graphs = CudaGraphs(input_device(model), is_compiled=is_compiled)
+    if is_compiled:  # its compiler makes the attention as well
         steps, reason = GraphSteps(model, graphs, compile_step=partial(torch.compile, dynamic=True)), "compiled forward"
     else:
         choice = attention_backend_of(model, LEAST_SLOTS, _TRIED_SIZES[-1])
         steps = GraphSteps(model, graphs, choose_attention=partial(_attention_for, weakref.ref(model)))
         reason = f"model's own forward, attention by {choice.name} ({choice.reason})"
-    new_runner, watch = partial(GraphRunner, steps=steps), WeightsWatch(model)
-    return Engine(
-        "graph",
-        f"CUDA graphs of the {reason}",
-        new_runner,
-        partial(measure_stepped_costs, new_runner=new_runner, sizes=SIZES),
-        is_current=lambda: not watch.has_changed(),  # graphs know where the weights lay
-        is_free=lambda: steps.is_free,
+    watch = PlacesWatch(model)
+    return engine_of_steps(
+        steps, "compile" if is_compiled else "graph", f"CUDA graphs of the {reason}", lambda: not watch.has_changed()
     )
 
 
-def _attention_for(model: weakref.ref[Any], num_slots: int) -> TreeAttention | None:
-    """The attention over so many slots that is fastest by measurement; `None` is the model's own, with a mask."""
+def engine_of_steps(steps: GraphSteps, name: str, reason: str, is_current: Callable[[], bool] = lambda: True) -> Engine:
+    """The engine that captured steps make."""
+
+    def new_runner(model: Any, **options: Any) -> GraphRunner:
+        return GraphRunner(model, steps.take(), **options)
+
+    measure = partial(measure_stepped_costs, new_runner=new_runner, sizes=SIZES)
+    return Engine(name, reason, new_runner, measure, is_current, steps.take)
+
+
+def _attention_for(model: weakref.ref[Any], num_slots: int, size: int) -> TreeAttention | None:
+    """What attends fastest over so many slots, by measurement; `None` is the model's own attention, with a mask."""
     target = model()
     backends, _ = backends_on(input_device(target))
-    choice = attention_backend_of(target, num_slots, _TRIED_SIZES[-1], backends=backends)
-    logger.info("PIA attends over %d slots by %s: %s", num_slots, choice.name, choice.reason)
+    choice = attention_backend_of(target, num_slots, size, backends=backends)
+    logger.info("PIA attends from %d tokens over %d slots by %s: %s", size, num_slots, choice.name, choice.reason)
     return backends.get(choice.name)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from pia.errors import UnsupportedOptionError
+from pia.models.attention.plug_in import own_implementation
 from pia.models.capability import Capability
 from pia.models.profile import exact_error_of, exact_sizes_of
 
@@ -58,7 +59,7 @@ def _reason(model: Any, capability: Capability) -> str | None:
     if devices != {"cpu"}:
         return f"the model is on {', '.join(sorted(devices))}, and only CPU kernels have been shown to round alike"
     config = model.config.get_text_config(decoder=True)
-    if (implementation := getattr(config, "_attn_implementation", None)) not in ("sdpa", "eager"):
+    if (implementation := own_implementation(config)) not in ("sdpa", "eager"):
         return f"attention implementation {implementation!r} has not been shown to round alike (use 'sdpa' or 'eager')"
     if any((getattr(config, name, None) or 0) > 1 for name in _NUM_EXPERTS):
         return "with a mixture of experts, how many tokens an expert is given depends on the other tokens"

@@ -14,7 +14,6 @@ behind what the row has, so that tokens that are accepted in order need not be m
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -391,7 +390,10 @@ class SlabCache(Cache):  # type: ignore[misc]
         cache = DynamicCache()
         for layer in self._slab_layers:
             cache.layers.append(layer.as_dynamic())
-        return copy.deepcopy(cache) if self._slab.is_reused else cache
+            if self._slab.is_reused:
+                cache.layers[-1].keys = cache.layers[-1].keys.clone()
+                cache.layers[-1].values = cache.layers[-1].values.clone()
+        return cache
 
     @torch.inference_mode()
     def clear(self) -> None:

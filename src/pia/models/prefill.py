@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from pia.models.attention.plug_in import own_implementation
 from pia.models.positions import position_limits
 
 _MAX_WASTE = 0.25
@@ -42,7 +43,7 @@ def default_chunk_size(model: Any, length: int) -> int:
     if length <= _WHOLE or position_limits(model).reason is not None or has_prompt_form(model):
         return length
     config = model.config.get_text_config(decoder=True)
-    is_fused = getattr(config, "_attn_implementation", None) != "eager"
+    is_fused = own_implementation(config) != "eager"
     num_scores = length * (1 if is_fused else int(getattr(config, "num_attention_heads", 1) or 1))
     size = min(_MAX_MASK // num_scores, _MAX_CHUNK)
     return max(size - size % _MIN_CHUNK, _MIN_CHUNK)

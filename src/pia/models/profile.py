@@ -13,6 +13,7 @@ import torch
 
 from pia.drafting.budget import CostCurve
 from pia.models.attention.choice import Choice, attention_backend_of
+from pia.models.attention.plug_in import own_implementation
 from pia.models.capability import Capability, Mode, declared_capability
 from pia.models.costs import measure_costs, measure_exact_costs
 from pia.models.engine import Engine, EngineName, eager_engine, find_engine
@@ -29,9 +30,18 @@ _Answer = TypeVar("_Answer")
 
 logger = logging.getLogger("pia")
 
+
+class _Facts:
+    """What is known of one model; whoever finds more out has it for himself meanwhile."""
+
+    def __init__(self) -> None:
+        self.answers: dict[tuple[Any, ...], Any] = {}
+        self.lock = threading.RLock()
+
+
 # Facts about models, not state of PIA's: found out once for all who use a model, and gone with it.
-_known: weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], Any]] = weakref.WeakKeyDictionary()
-_lock = threading.RLock()
+_known: weakref.WeakKeyDictionary[Any, _Facts] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
 
 
 def capability_of(model: Any, *, self_check: bool) -> Capability:
@@ -44,15 +54,21 @@ def capability_of(model: Any, *, self_check: bool) -> Capability:
 
 def engine_of(model: Any, capability: Capability, wanted: EngineName) -> Engine:
     """What runs a model's steps, found out at first use and again when its weights have changed."""
-    question = ("engine", wanted, capability, torch.get_num_threads())
     reason = why_not_now(model)
     if reason is not None and wanted != "eager":
         return eager_engine(f"the model as it is: {reason}", can_branch=capability.can_verify_trees)
-    engine = _remembered(model, question, lambda: _find_engine(model, capability, wanted))
-    if not engine.is_current():
-        _forget(model)
-        engine = _remembered(model, question, lambda: _find_engine(model, capability, wanted))
-    return engine
+    _forget_old_engines(model)
+    question = ("engine", wanted, capability, torch.get_num_threads())
+    return _remembered(model, question, lambda: _find_engine(model, capability, wanted))
+
+
+def _forget_old_engines(model: Any) -> None:
+    """Drops engines made of weights that the model no longer has, with all the memory they hold."""
+    facts = _facts_of(model)
+    with facts.lock:
+        for key, answer in list(facts.answers.items()):
+            if isinstance(answer, Engine) and not answer.is_current():
+                del facts.answers[key]
 
 
 def engine_curve_of(model: Any, engine: Engine) -> CostCurve:
@@ -62,7 +78,7 @@ def engine_curve_of(model: Any, engine: Engine) -> CostCurve:
         with _evaluating(model):
             return engine.measure(model)
 
-    return _remembered(model, ("engine curve", engine.name), measure)
+    return _remembered(model, ("engine curve", engine.name, torch.get_num_threads()), measure)
 
 
 def curve_of(model: Any, capability: Capability, wanted: EngineName = "eager") -> CostCurve:
@@ -124,14 +140,19 @@ def attention_of(model: Any, context: int, q: int) -> Choice:
 
 def _remembered(model: Any, question: tuple[Any, ...], find_out: Callable[[], _Answer]) -> _Answer:
     """The answer for this model as it is now: its dtype, device, attention and weights may be changed any time."""
-    implementation = getattr(model.config, "_attn_implementation", None)
+    implementation = own_implementation(model.config)
     key = (*question, compute_dtype(model), input_device(model), implementation, weight_kinds(model))
-    with _lock:
-        answers = _known.setdefault(model, {})
-        if key not in answers:
-            answers[key] = find_out()
-        answer: _Answer = answers[key]
+    facts = _facts_of(model)
+    with facts.lock:
+        if key not in facts.answers:
+            facts.answers[key] = find_out()
+        answer: _Answer = facts.answers[key]
         return answer
+
+
+def _facts_of(model: Any) -> _Facts:
+    with _lock:
+        return _known.setdefault(model, _Facts())
 
 
 def _find_capability(model: Any, self_check: bool) -> Capability:
@@ -154,12 +175,6 @@ def _find_engine(model: Any, capability: Capability, wanted: EngineName) -> Engi
     if wanted not in ("auto", engine.name):
         logger.warning("PIA runs %s with the engine %r: %s", type(model).__name__, engine.name, engine.reason)
     return engine
-
-
-def _forget(model: Any) -> None:
-    """Drops what was found out of a model whose weights have changed."""
-    with _lock:
-        _known.pop(model, None)
 
 
 @contextmanager

@@ -133,7 +133,7 @@ class RecurrentRunner:
         if meanwhile is not None:
             meanwhile()
         if self.is_asynchronous:  # so that the statistics show where the time goes
-            torch.cuda.synchronize(self.device)
+            torch.cuda.current_stream(self.device).synchronize()
         logits: torch.Tensor = output.logits[0, -num_logits:]
         return logits
 

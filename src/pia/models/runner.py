@@ -159,7 +159,7 @@ class SlabRunner:
     def _wait(self) -> None:
         """Waits for the device, so that the statistics show where the time goes."""
         if self.is_asynchronous:
-            torch.cuda.synchronize(self.device)
+            torch.cuda.current_stream(self.device).synchronize()
 
     def _arranged(self, starts: torch.Tensor, depths: torch.Tensor, num_slots: int) -> AbstractContextManager[None]:
         """Tells a model that reckons with slots itself which positions they stand for."""

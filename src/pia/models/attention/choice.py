@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pia.models.attention.layer_check import layer_doubt
+from pia.models.attention.plug_in import own_implementation
 from pia.models.attention.probe import LayerShape, probed
 from pia.models.attention.reference import TreeAttention
 from pia.models.attention.timing import layer_seconds
@@ -60,7 +61,7 @@ def attention_backend_of(
     Returns:
         the name and the reason. A backend that does not compile, or gives other logits, is passed over.
     """
-    own = str(getattr(model.config.get_text_config(decoder=True), "_attn_implementation", None) or "eager")
+    own = str(own_implementation(model.config.get_text_config(decoder=True)) or "eager")
     none_reason = ""
     if backends is None:
         backends, none_reason = backends_on(input_device(model))

@@ -163,21 +163,22 @@ def _mask(*arguments: Any, **options: Any) -> torch.Tensor | None:
     """Transformers' mask function: none over trees, else what the model's own implementation takes."""
     if _state.get() is not None:
         return None
-    make: Callable[..., torch.Tensor | None] = AttentionMaskInterface()[_original_name(options["config"])]
+    make: Callable[..., torch.Tensor | None] = AttentionMaskInterface()[str(own_implementation(options["config"]))]
     return make(*arguments, **options)
 
 
 def _original_attention(module: Any) -> Callable[..., Any]:
     """What this layer computes outside of trees."""
-    name = _original_name(module.config)
+    name = str(own_implementation(module.config))
     if name != "eager":
         return AttentionInterface()[name]  # type: ignore[no-any-return]
     # Transformers has no register of these: each modeling file brings its own, and gives it as a default.
     return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[no-any-return]
 
 
-def _original_name(config: Any) -> str:
+def own_implementation(config: Any) -> str | None:
+    """The attention implementation of a model, also while another thread runs a forward of it over trees."""
     with _lock:
         users = _users.get(id(config))
-        name: str = users.original if users else config._attn_implementation
+        name: str | None = users.original if users else getattr(config, "_attn_implementation", None)
     return name

@@ -15,6 +15,7 @@ from transformers import AttentionInterface
 from pia.models.attention.bits import pack
 from pia.models.attention.probe import LayerShape
 from pia.models.attention.reference import TreeAttention, reference_attention
+from pia.models.static.graphs import CudaGraphs
 
 _BEYOND_CACHE = 256 << 20
 """Bytes of KV that a round reads, so that none of it is still in the device's cache in the next."""
@@ -79,16 +80,8 @@ def made_up(layer: LayerShape, context: int, q: int, device: torch.device) -> In
 
 def captured(work: Callable[[], object]) -> Callable[[], None]:
     """The work as a CUDA graph's replay; it runs a few times first, so that everything is compiled and chosen."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph.replay
+    replay, _ = CudaGraphs(torch.device("cuda", torch.cuda.current_device())).capture(work)
+    return replay
 
 
 def replay_seconds(replay: Callable[[], None]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,10 @@ import torch
 
 from pia.drafting.tree import DraftTree
 from pia.models.runner import SlabRunner
-from pia.models.static.graph_steps import SIZES, GraphSteps
+from pia.models.static.graph_steps import SIZES, Lease
 from pia.models.static.hooks import hooked
+
+logger = logging.getLogger("pia")
 
 
 class GraphRunner(SlabRunner):
@@ -18,31 +21,35 @@ class GraphRunner(SlabRunner):
 
     Args:
         model: the model the steps are of.
-        steps: its captured steps, taken for this runner as long as it lives.
+        lease: the right to its captured steps.
         sizes: tokens that steps may feed; larger trees go through the model itself.
         **options: as of `SlabRunner`.
-
-    Raises:
-        RuntimeError: another runner has the steps.
     """
 
-    def __init__(self, model: Any, steps: GraphSteps, sizes: Sequence[int] = SIZES, **options: Any) -> None:
+    def __init__(self, model: Any, lease: Lease, sizes: Sequence[int] = SIZES, **options: Any) -> None:
         super().__init__(model, **options)
-        if not steps.take(self):
-            raise RuntimeError("the captured steps are in use by another request")
-        self._steps = steps
+        self.lease = lease
+        self._steps = lease.steps
         self._sizes = sorted(sizes)
         self._last_size: int | None = None
-        self.cache = steps.cache
+        self.cache = lease.steps.cache
 
     def _launch(self, token_ids: Sequence[int], trees: Sequence[DraftTree]) -> torch.Tensor:
         (token_id,), (tree,) = token_ids, trees
         q = len(tree) + 1
         self._last_size = next((size for size in self._sizes if size >= q), None)
-        if self._last_size is None:
+        if self._last_size is None or self._steps.failure is not None:
+            self._last_size = None
             return super()._launch(token_ids, trees)
-        logits, positions = self._steps.run(token_id, tree, self._last_size)
-        return hooked(self.model, logits[:, :q], position_ids=positions[:, :q])
+        try:
+            step = self._steps.run(token_id, tree, self._last_size)
+        except Exception as error:  # no memory for another graph, or a capture that this driver refuses
+            self._steps.failure = f"{type(error).__name__}: {str(error)[:200]}"
+            logger.warning("PIA goes on without captured steps: %s", self._steps.failure)
+            self._last_size = None
+            return super()._launch(token_ids, trees)
+        logits, fed = step.logits[:, :q], {"input_ids": step.ids[:, :q], "position_ids": step.positions[:, :q]}
+        return hooked(self.model, logits, **fed)
 
     @torch.inference_mode()
     def keep(self, kept: Sequence[Sequence[int]]) -> None:

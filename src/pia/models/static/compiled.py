@@ -57,4 +57,4 @@ class CompiledRunner(SlabRunner):
         mask = self._masks(torch.tensor([start]), depths, visible, start + q)
         program = self._programs.one if q == 1 else self._programs.tree
         logits = program(ids, depths + start, mask, torch.arange(start, start + q), states)
-        return hooked(self.model, logits, position_ids=depths + start)
+        return hooked(self.model, logits, input_ids=ids, position_ids=depths + start)

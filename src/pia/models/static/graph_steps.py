@@ -1,15 +1,15 @@
 """A model's steps, each size captured once and replayed for every request on one slab that stays where it is.
 
-Sizes are few, so a tree is filled up to the next of them with tokens that nobody sees. Attention runs over a number of
-slots that is a power of two, so a graph serves texts of any length up to that.
+Sizes are few, so a tree is filled up to the next of them with tokens that nobody sees. Attention runs over one of a few
+numbers of slots, so a graph serves texts of any length up to that.
 """
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -28,15 +28,21 @@ from pia.models.static.step import StepModule, states_of
 SIZES = (1, 4, 8, 16, 32, 64, 128)
 """Tokens fed by a captured step."""
 LEAST_SLOTS = 1024
+_FINER_FROM = 4096
+"""From here on a power of two would be too coarse."""
 
 
 @dataclass(frozen=True)
-class _Captured:
-    """One size's step over one number of slots."""
+class Captured:
+    """One size's step over one number of slots: how to run it, and where what it reads and writes lies."""
 
     replay: Callable[[], Any]
+    ids: torch.Tensor
+    """`[1, size]`."""
     logits: torch.Tensor
+    """`[1, size, vocab]`."""
     positions: torch.Tensor
+    """`[1, size]`."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class GraphSteps:
     Args:
         model: a model of which `why_not_static` says nothing.
         graphs: what captures.
-        choose_attention: for a number of slots, what attends over trees without a mask, or `None` for masks.
+        choose_attention: for a number of slots and a size, what attends over trees without a mask, or `None` for masks.
         compile_step: what makes the step's module faster before it is captured, such as `torch.compile`; what it makes
             is kept, and keeps the model alive.
     """
@@ -62,21 +68,24 @@ class GraphSteps:
         self,
         model: Any,
         graphs: Graphs,
-        choose_attention: Callable[[int], TreeAttention | None] = lambda num_slots: None,
+        choose_attention: Callable[[int, int], TreeAttention | None] = lambda num_slots, size: None,
         compile_step: Callable[[torch.nn.Module], Callable[..., torch.Tensor]] | None = None,
     ) -> None:
         self._model = weakref.ref(model)
         self._graphs = graphs
-        self._choose_attention = cache(choose_attention)
+        self._choose_attention = choose_attention
         self._compile_step = compile_step
         self._masks = TreeMasks(model)
         self._device = input_device(model)
         self._inputs: dict[int, StepInputs] = {}
-        self._steps: dict[tuple[int, int], _Captured] = {}
+        self._steps: dict[tuple[int, int], Captured] = {}
         self._moves: dict[int, _Move] = {}
-        self._storage: tuple[int, ...] = ()
+        self._storage: tuple[Any, ...] = ()
         self._compiled: Callable[..., torch.Tensor] | None = None
-        self._user: weakref.ref[Any] | None = None
+        self._lease: weakref.ref[Lease] | None = None
+        self._lock = threading.Lock()
+        self.failure: str | None = None
+        """Why the steps are not to be used any more."""
         self.cache = SlabCache(num_layers(model.config), is_reused=True)
 
     @property
@@ -84,36 +93,37 @@ class GraphSteps:
         """Steps captured so far and still good."""
         return len(self._steps)
 
-    @property
-    def is_free(self) -> bool:
-        """Whether nobody uses the slab."""
-        return self._user is None or self._user() is None
+    def take(self) -> Lease:
+        """Reserves the slab for one request.
 
-    def take(self, user: Any) -> bool:
-        """Reserves the slab for a user as long as it lives; `False` while it is another's."""
-        if not self.is_free:
-            return False
-        self._user = weakref.ref(user)
-        self.cache.clear()
-        return True
-
-    def run(self, token_id: int, tree: DraftTree, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step of this size behind what the slab has kept.
-
-        Returns:
-            logits `[1, size, vocab]` and positions `[1, size]`, good until the next step.
+        Raises:
+            StepsBusyError: another has it, or they have failed.
         """
+        if self.failure is not None:
+            raise StepsBusyError(f"captured steps failed ({self.failure})")
+        with self._lock:
+            current = self._lease() if self._lease is not None else None
+            if current is not None and not current.is_released:
+                raise StepsBusyError("the captured steps serve another request")
+            lease = Lease(self)
+            self._lease = weakref.ref(lease)
+        self.cache.clear()
+        return lease
+
+    def run(self, token_id: int, tree: DraftTree, size: int) -> Captured:
+        """One step of this size behind what the slab has kept; what it writes is good until the next one."""
         (start,) = self.cache.lengths
         num_slots = _slots_for(start + size)
         self.cache.reserve(num_slots)
         self._drop_if_moved()
         self._inputs_of(size).load(token_id, tree, start)
         if (size, num_slots) not in self._steps:
-            replay, written = self._graphs.capture(lambda: self._step(size, num_slots))
-            self._steps[size, num_slots] = _Captured(replay, *written)
+            attend = self._choose_attention(num_slots, size)  # measures, with captures of its own
+            replay, written = self._graphs.capture(lambda: self._step(size, num_slots, attend))
+            self._steps[size, num_slots] = Captured(replay, self._inputs_of(size).ids, *written)
         step = self._steps[size, num_slots]
         step.replay()
-        return step.logits, step.positions
+        return step
 
     def keep(self, nodes: Sequence[int], size: int) -> None:
         """Moves what the last step, of this size, fed in these places (ascending) together, and counts it as kept."""
@@ -123,9 +133,9 @@ class GraphSteps:
             move.replay()
         self.cache.set_lengths([self.cache.lengths[0] + len(nodes)])
 
-    def _step(self, size: int, num_slots: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _step(self, size: int, num_slots: int, attend: TreeAttention | None) -> tuple[torch.Tensor, torch.Tensor]:
         """What is captured: the model's forward, with what says who sees whom; returns logits and positions."""
-        inputs, attend = self._inputs_of(size), self._choose_attention(num_slots)
+        inputs = self._inputs_of(size)
         slots, positions = inputs.start + torch.arange(size, device=self._device), inputs.start + inputs.depths
         if attend is None:
             masks = self._masks.on_device(inputs.start, inputs.depths, inputs.visible(), num_slots)
@@ -169,13 +179,36 @@ class GraphSteps:
 
     def _drop_if_moved(self) -> None:
         """Captured steps know where the slab lay; when it has grown they are captured anew."""
-        storage = tuple(block.data_ptr() for block in self._blocks())
+        storage = tuple((block.data_ptr(), block.shape) for block in self._blocks())
         if storage != self._storage:
             self._storage = storage
             self._steps.clear()
             self._moves.clear()
+            self._graphs.forget()
+
+
+class Lease:
+    """One request's right to a model's captured steps and their slab, until it is released or nobody holds it.
+
+    Args:
+        steps: what it is the right to.
+    """
+
+    def __init__(self, steps: GraphSteps) -> None:
+        self.steps = steps
+        self.is_released = False
+
+    def release(self) -> None:
+        """Gives the steps free for another request. Idempotent."""
+        self.is_released = True
+
+
+class StepsBusyError(RuntimeError):
+    """The captured steps are not to be had now."""
 
 
 def _slots_for(length: int) -> int:
-    """The slots a step attends over: a power of two, so that few graphs serve all lengths."""
-    return max(LEAST_SLOTS, 1 << (length - 1).bit_length())
+    """The slots a step attends over: few numbers, so that few graphs serve all lengths, and a quarter more at most."""
+    power = max(LEAST_SLOTS, 1 << (length - 1).bit_length())
+    part = power // 8 if power > _FINER_FROM else power
+    return -(-length // part) * part

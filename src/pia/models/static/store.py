@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import transformers
 
+from pia.models.attention.plug_in import own_implementation
 from pia.models.placement import compute_dtype
 from pia.models.static.weights import weights_digest
 
@@ -71,6 +72,16 @@ def _model_folder(model: Any) -> Path:
     return programs_folder() / f"{type(model).__name__}-{hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()}"
 
 
+def _processor() -> str:
+    """What the machine code is made for: a processor's name and all that it can do."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            lines = dict.fromkeys(line.strip() for line in file if line.startswith(("model name", "flags", "Features")))
+    except OSError:
+        lines = {}
+    return "\n".join(lines) or f"{platform.processor()} {torch.backends.cpu.get_cpu_capability()}"
+
+
 def _facts(model: Any) -> dict[str, Any]:
     """All that a program depends on, but the weights."""
     config = model.config.to_dict()
@@ -79,12 +90,12 @@ def _facts(model: Any) -> dict[str, Any]:
         "format": _FORMAT,
         "config": config,
         "class": type(model).__qualname__,
-        "attention": getattr(model.config, "_attn_implementation", None),
+        "attention": own_implementation(model.config),
         "dtype": compute_dtype(model),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": sys.version_info[:2],
         "machine": platform.machine(),
-        "vectors": torch.backends.cpu.get_cpu_capability(),
+        "processor": _processor(),
         "threads": torch.get_num_threads(),
     }

@@ -33,6 +33,8 @@ def why_not_now(model: Any) -> str | None:
         return "it is in training mode; call model.eval()"
     if model._forward_pre_hooks or any(_is_hooked(module) for module in model.modules() if module is not model):
         return "its modules carry hooks"
+    if any(hasattr(module, "base_layer") for module in model.modules()):
+        return "it carries adapters, which may be switched at any time; merge them"
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         return "Accelerate moves its weights or inputs"
     if len({parameter.device for parameter in model.parameters()}) > 1:
