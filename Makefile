@@ -64,6 +64,8 @@ format: $(VENV)/.installed
 	@$(BIN)/ruff format $(PYTHON_FILES)
 
 bench: bench-replay $(VENV)/.plots
+	$(say) "compiling the demo model's steps, once (minutes)"
+	@$(BIN)/pia compile demo || echo "pia: it cannot be compiled here, going on with the model as it is" >&2
 	@$(BIN)/pia bench demo --questions 100 --rounds 3 --report $(REPORT)
 
 bench-batch: $(VENV)/.installed

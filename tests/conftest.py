@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["PIA_PROGRAMS"] = os.path.join(tempfile.gettempdir(), "pia-tests-without-programs")
 
 import pytest
 import torch

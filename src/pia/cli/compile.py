@@ -8,7 +8,6 @@ and releases of PyTorch and Transformers; when one of these changes, PIA goes on
 from __future__ import annotations
 
 import argparse
-import importlib
 from typing import Any
 
 from pia.cli import options
@@ -26,13 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs `pia compile`."""
     from pia.cli.loading import load_weights, quiet_libraries
+
+    quiet_libraries()
     from pia.cli.terminal import note
     from pia.models.profile import capability_of, engine_of
     from pia.models.static.store import files_of
 
-    quiet_libraries()
-    importlib.import_module("torch._inductor")  # turns loggers up again
-    quiet_libraries()
     model = load_weights(args.model, _dtype(args), args.device)
     capability = capability_of(model, self_check=True)
     _require_compilable(args.model, model, capability)

@@ -208,6 +208,7 @@ def _show_table(demo: Demo) -> None:
     console.print(table)
     console.print(f"[bold]{ours.tokens_per_s / plain.tokens_per_s:.2f} x[/bold] the speed of plain decoding; ", end="")
     console.print(f"outputs identical: [bold]{demo.num_identical} of {len(demo.our_stats)}[/bold]")
+    console.print(f"Both ran on the engine {ours.engine}: {ours.engine_reason}", markup=False, highlight=False)
 
 
 def _last_stats(lookahead: Lookahead) -> Stats:
