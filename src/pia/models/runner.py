@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pia.drafting.tree import DraftTree
 from pia.errors import PromptError
-from pia.models.adapters import adapter_of
+from pia.models.adapters import Adapter, adapter_of
 from pia.models.attention_gqa import GroupedAttention
 from pia.models.kv import SlabCache
 from pia.models.layout import batch_layout
@@ -104,7 +104,7 @@ class SlabRunner:
         self.cache = SlabCache(num_layers(model.config), max_length, num_rows, layers_by_device(model))
         self.device = input_device(model)
         self._masks = TreeMasks(model) if can_branch else None
-        self._adapter = adapter_of(model)
+        self._adapter = self._adapter_of(model)
         self._grouped = GroupedAttention(model)
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._chunk_size = prefill_chunk_size
@@ -140,6 +140,11 @@ class SlabRunner:
     @torch.inference_mode()
     def retire(self, row: int) -> None:
         self.cache.retire(row)
+
+    @staticmethod
+    def _adapter_of(model: Any) -> Adapter | None:
+        """What has to be told which positions the slots stand for; to look for it takes a millisecond."""
+        return adapter_of(model)
 
     def _launch(self, token_ids: Sequence[int], trees: Sequence[DraftTree]) -> torch.Tensor:
         """Starts the forward of a step; on a CPU it is done with that."""

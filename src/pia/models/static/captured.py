@@ -34,6 +34,10 @@ class GraphRunner(SlabRunner):
         self._last_size: int | None = None
         self.cache = lease.steps.cache
 
+    @staticmethod
+    def _adapter_of(model: Any) -> None:
+        """Models that need one are not compiled or captured."""
+
     def _launch(self, token_ids: Sequence[int], trees: Sequence[DraftTree]) -> torch.Tensor:
         (token_id,), (tree,) = token_ids, trees
         q = len(tree) + 1

@@ -46,6 +46,10 @@ class CompiledRunner(SlabRunner):
         super().__init__(model, **options)
         self._programs = programs
 
+    @staticmethod
+    def _adapter_of(model: Any) -> None:
+        """Models that need one are not compiled or captured."""
+
     def _launch(self, token_ids: Sequence[int], trees: Sequence[DraftTree]) -> torch.Tensor:
         assert self._masks is not None
         ids, depths, visible = map(torch.from_numpy, batch_layout(token_ids, trees))

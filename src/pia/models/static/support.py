@@ -28,21 +28,18 @@ def why_not_static(model: Any, capability: Capability) -> str | None:
 
 
 def why_not_now(model: Any) -> str | None:
-    """What of the model's present state a program would not follow."""
-    if any(module.training for module in model.modules()):
-        return "it is in training mode; call model.eval()"
-    if model._forward_pre_hooks or any(_is_hooked(module) for module in model.modules() if module is not model):
-        return "its modules carry hooks"
-    if any(hasattr(module, "base_layer") for module in model.modules()):
-        return "it carries adapters, which may be switched at any time; merge them"
-    if any(hasattr(module, "_hf_hook") for module in model.modules()):
-        return "Accelerate moves its weights or inputs"
-    if len({parameter.device for parameter in model.parameters()}) > 1:
+    """What of the model's present state a program would not follow. Asked before each call, so in one pass."""
+    for module in model.modules():
+        held = vars(module)
+        if module.training:
+            return "it is in training mode; call model.eval()"
+        if "_hf_hook" in held:
+            return "Accelerate moves its weights or inputs"
+        if module._forward_pre_hooks or (module._forward_hooks and module is not model):
+            return "its modules carry hooks"
+        if "base_layer" in module._modules:
+            return "it carries adapters, which may be switched at any time; merge them"
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) > 1:
         return "its weights lie on several devices"
-    if torch.is_autocast_enabled(next(model.parameters()).device.type):
-        return "autocast is on"
-    return None
-
-
-def _is_hooked(module: Any) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    return "autocast is on" if any(torch.is_autocast_enabled(device.type) for device in devices) else None
