@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import torch
 
 from pia.drafting.budget import CostCurve
-from pia.models.attention.choice import Choice, attention_backend_of
 from pia.models.attention.plug_in import own_implementation
 from pia.models.capability import Capability, Mode, declared_capability
 from pia.models.costs import measure_costs, measure_exact_costs
@@ -126,16 +125,6 @@ def exact_curve_of(model: Any) -> CostCurve:
             return measure_exact_costs(model, exact_sizes_of(model, 0))
 
     return _remembered(model, ("exact curve", torch.get_num_threads()), measure)
-
-
-def attention_of(model: Any, context: int, q: int) -> Choice:
-    """The fastest attention over trees of q tokens behind so many slots, measured at first use."""
-
-    def find() -> Choice:
-        with _evaluating(model):
-            return attention_backend_of(model, context, q)
-
-    return _remembered(model, ("attention", context, q), find)
 
 
 def _remembered(model: Any, question: tuple[Any, ...], find_out: Callable[[], _Answer]) -> _Answer:

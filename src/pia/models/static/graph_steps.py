@@ -88,11 +88,6 @@ class GraphSteps:
         """Why the steps are not to be used any more."""
         self.cache = SlabCache(num_layers(model.config), is_reused=True)
 
-    @property
-    def num_captured(self) -> int:
-        """Steps captured so far and still good."""
-        return len(self._steps)
-
     def take(self) -> Lease:
         """Reserves the slab for one request.
 
