@@ -12,12 +12,13 @@ from checks import prompts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded_graphs import RecordedGraphs
-from zoo import ZOO, build
+from zoo import ZOO, build, is_known
 
 import pia
 import pia.plan
 from pia.drafting.shape import ancestors
 from pia.drafting.tree import DraftTree
+from pia.models.attention.probe import probed
 from pia.models.attention.reference import reference_attention
 from pia.models.capability import declared_capability
 from pia.models.engine import Engine, engine_of_steps, find_engine
@@ -89,6 +90,9 @@ def test_replayed_steps_equal_direct_ones(name):
 @pytest.mark.parametrize("name", FEW)
 def test_replayed_steps_attend_without_masks(name):
     model = build(name).double()
+    reason = probed(model, reference_attention).reason
+    if reason is not None:  # Transformers 5.19 leaves Gemma 2's softcap out under a mask
+        pytest.skip(reason)
     graphs = RecordedGraphs()
     steps = GraphSteps(model, graphs, choose_attention=lambda num_slots, size: reference_attention)
     for seed in range(2):  # Gemma's softmax is float32 whatever the dtype
@@ -133,6 +137,8 @@ def test_an_infinity_of_the_last_request_does_not_spoil_the_next():
 
 @pytest.mark.parametrize("name", sorted(ZOO))
 def test_every_family_is_captured_or_refused(name):
+    if not is_known(name):
+        pytest.skip("this release of Transformers does not have it")
     model = build(name)
     capability = declared_capability(model)
     if why_not_static(model, capability) is not None:
