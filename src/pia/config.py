@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pia.errors import UnsupportedOptionError
 
 Shape = Literal["tree", "branches", "chain"]
+EngineName = Literal["auto", "eager", "graph", "compile"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class LookaheadConfig:
     corpora: tuple[str, ...] = ()
     """Corpora attached to the draft cache that are read as well, by name."""
 
-    engine: Literal["auto", "eager", "graph", "compile"] = "auto"
+    engine: EngineName = "auto"
     """What runs the steps: "eager" is the model as it is; "graph" captures them as CUDA graphs; "compile" compiles them
     (minutes, once; on CPUs kept on disk); "auto" takes the fastest that needs no long preparation. Where one cannot be
     had, the model runs as it is, and the statistics say why."""
@@ -53,7 +54,7 @@ class LookaheadConfig:
         _require_int("max_depth", self.max_depth, 1)
         if self.shape not in ("tree", "branches", "chain"):
             raise UnsupportedOptionError(f'shape={self.shape!r} is unknown; choose "tree", "branches" or "chain"')
-        if self.engine not in ("auto", "eager", "graph", "compile"):
+        if self.engine not in get_args(EngineName):
             raise UnsupportedOptionError(
                 f'engine={self.engine!r} is unknown; choose "auto", "eager", "graph" or "compile"'
             )

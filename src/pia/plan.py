@@ -104,10 +104,9 @@ class Plan:
         can_branch, max_length = capability.can_verify_trees, self._max_length
         if call.own_prompt is not None:
             return OwnPromptRunner(call.own_prompt, can_branch=can_branch, max_length=max_length)
-        options = {"can_branch": can_branch, "max_length": max_length, "prefill_chunk_size": chunk_size}
+        options = {"max_length": max_length, "prefill_chunk_size": chunk_size}
         if (refill_at := capability.positions.refill_at) is not None:
-            return RefillRunner(call.model, refill_at=refill_at, **options)
-        del options["can_branch"]
+            return RefillRunner(call.model, refill_at=refill_at, can_branch=can_branch, **options)
         return self.engine.new_runner(call.model, num_rows=call.num_rows, **options)
 
     def new_policy(self, runner: Runner, calibrator: Calibrator) -> BudgetPolicy:

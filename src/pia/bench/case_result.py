@@ -126,8 +126,8 @@ def _decoding(stats: Stats | None) -> dict[str, Any]:
     """How PIA decoded and why, as its statistics say."""
     if stats is None:
         return {"mode": None, "reason": None, "engine": "transformers", "engine_reason": None}
-    engine, engine_reason = getattr(stats, "engine", None) or "eager", getattr(stats, "engine_reason", None)
-    return {"mode": stats.mode, "reason": stats.reason, "engine": engine, "engine_reason": engine_reason}
+    engine = stats.engine or "eager"  # Transformers' own loop names none
+    return {"mode": stats.mode, "reason": stats.reason, "engine": engine, "engine_reason": stats.engine_reason}
 
 
 def _stock_step_ms(report: Report, name: str, first_token_s: float) -> float | None:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
+from pia.config import EngineName
 from pia.decoding.stats import Stats
 from pia.drafting.cache import DraftCache
 from pia.lookahead import Lookahead
-from pia.models.engine import EngineName
 from pia.text import decode
 
 _WARM_UP_TOKENS = 8

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 HELP = "compare generate, prompt lookup, assisted generation and PIA on prompts of yours"
 DEFAULT_TEMPERATURE = 0.8
 _LOOKAHEAD_OPTIONS = ("budget", "max_depth", "engine")
-"""Options of `Lookahead` that the command line may have."""
+"""Options of `Lookahead` that the command line has."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -148,7 +148,7 @@ def _measure(case: BenchCase, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _lookahead_options(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in _LOOKAHEAD_OPTIONS if hasattr(args, name)}
+    return {name: getattr(args, name) for name in _LOOKAHEAD_OPTIONS}
 
 
 def _sampling(args: argparse.Namespace) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
+
+from pia.config import EngineName
 
 if TYPE_CHECKING:
     from pia.lookahead import Lookahead
@@ -72,7 +74,7 @@ def add_engine(parser: argparse._ActionsContainer) -> None:
     """What runs the steps."""
     parser.add_argument(
         "--engine",
-        choices=("auto", "eager", "graph", "compile"),
+        choices=get_args(EngineName),
         default="auto",
         help="what runs the steps: the model as it is, CUDA graphs, or compiled programs (auto: the fastest at hand)",
     )

@@ -7,10 +7,11 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from pia.config import EngineName
 from pia.drafting.budget import CostCurve
 from pia.models.attention.choice import attention_backend_of, backends_on
 from pia.models.attention.reference import TreeAttention
@@ -30,8 +31,6 @@ from pia.models.static.weights import PlacesWatch
 
 logger = logging.getLogger("pia")
 
-EngineName = Literal["auto", "eager", "graph", "compile"]
-ENGINES: tuple[EngineName, ...] = ("auto", "eager", "graph", "compile")
 _TRIED_SIZES = (1, 16)
 """Tokens of the forwards by which engines are compared."""
 _MEMORY_SHARE = 0.8
@@ -83,7 +82,7 @@ def find_engine(model: Any, capability: Capability, wanted: EngineName) -> Engin
     Args:
         model: in evaluation mode.
         capability: what it can verify.
-        wanted: one of `ENGINES`.
+        wanted: an engine, or "auto".
     """
     eager = partial(eager_engine, can_branch=capability.can_verify_trees)
     if wanted == "eager":

@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 
 import torch
 
+from pia.config import EngineName
 from pia.drafting.budget import CostCurve
 from pia.models.attention.plug_in import own_implementation
 from pia.models.capability import Capability, Mode, declared_capability
 from pia.models.costs import measure_costs, measure_exact_costs
-from pia.models.engine import Engine, EngineName, eager_engine, find_engine
+from pia.models.engine import Engine, eager_engine, find_engine
 from pia.models.exact_check import interchangeable_sizes
 from pia.models.exact_sense import distance_from_text
 from pia.models.inputs_probe import passing_reason
@@ -53,8 +54,8 @@ def capability_of(model: Any, *, self_check: bool) -> Capability:
 
 def engine_of(model: Any, capability: Capability, wanted: EngineName) -> Engine:
     """What runs a model's steps, found out at first use and again when its weights have changed."""
-    reason = why_not_now(model)
-    if reason is not None and wanted != "eager":
+    reason = None if wanted == "eager" else why_not_now(model)
+    if reason is not None:
         return eager_engine(f"the model as it is: {reason}", can_branch=capability.can_verify_trees)
     _forget_old_engines(model)
     question = ("engine", wanted, capability, torch.get_num_threads())

@@ -20,6 +20,7 @@ from pia.models.masks import TreeMasks
 from pia.models.runner import SlabRunner
 from pia.models.static.step import StepModule, states_of
 from pia.models.static.store import ProgramFiles, programs_folder
+from pia.models.static.weights import weights_size
 
 MAX_TOKENS = 256
 """The most tokens a program takes in one step."""
@@ -65,12 +66,11 @@ def _build(model: Any, num_tokens: int, path: Path) -> None:
 
 
 def _compiler_options(model: Any) -> dict[str, Any]:
-    size = sum(parameter.nbytes for parameter in model.parameters())
     return {
         "freezing": True,  # weights are packed for the matrix products once and for all
         "max_autotune": True,
         "max_autotune_gemm_backends": "CPP",
-        "aot_inductor.force_mmap_weights": size > _EMBEDDED_BYTES,
+        "aot_inductor.force_mmap_weights": weights_size(model) > _EMBEDDED_BYTES,
     }
 
 
