@@ -10,6 +10,8 @@ from pia.errors import UnsupportedOptionError
 
 Shape = Literal["tree", "branches", "chain"]
 EngineName = Literal["auto", "eager", "graph", "compile"]
+SOURCES = ("cache", "recycled")
+"""What drafts can be made from."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,10 @@ class LookaheadConfig:
 
     corpora: tuple[str, ...] = ()
     """Corpora attached to the draft cache that are read as well, by name."""
+
+    sources: tuple[str, ...] = SOURCES
+    """What drafts are made from, in one tree: "cache", texts of this request and of others; "recycled", what the model
+    found likely where it stood before."""
 
     engine: EngineName = "auto"
     """What runs the steps: "eager" is the model as it is; "graph" captures them as CUDA graphs; "compile" compiles them
@@ -63,6 +69,9 @@ class LookaheadConfig:
         if not isinstance(self.namespace, str):
             raise UnsupportedOptionError(f"namespace must be text, got {self.namespace!r}")
         object.__setattr__(self, "corpora", _names("corpora", self.corpora))
+        object.__setattr__(self, "sources", _names("sources", self.sources))
+        if not self.sources or not set(self.sources) <= set(SOURCES):
+            raise UnsupportedOptionError(f"sources must be one or more of {', '.join(SOURCES)}, got {self.sources!r}")
 
     @classmethod
     def of(cls, **options: Any) -> LookaheadConfig:

@@ -231,6 +231,7 @@ class Lookahead:
             stop_ids=request.stopping.eos_ids,
             namespace=config.namespace,
             corpora=config.corpora,
+            sources=config.sources,
             **extra,
         )
 

@@ -10,7 +10,8 @@ from pia.config import Shape
 from pia.decoding.request import Request
 from pia.drafting.budget import BudgetPolicy
 from pia.drafting.shape import best_chain, branches
-from pia.drafting.source import DraftSession, NoDrafts, PatientSession
+from pia.drafting.source import DraftSession, NoDrafts, PatientSession, RecyclingSession
+from pia.drafting.top_tokens import TopTokens
 from pia.drafting.tree import DraftTree
 
 _NO_DRAFT = DraftTree.empty()
@@ -69,6 +70,16 @@ class Drafter:
         return branches(tree, most) if self._shape == "branches" else tree
 
     @property
+    def num_top(self) -> int:
+        """How many likeliest tokens of each place it wants to know; 0 for none."""
+        return self._recycling.num_top if self._recycling is not None else 0
+
+    def recycle(self, tree: DraftTree, top: TopTokens) -> None:
+        """Hands on what the forward over `tree` found likely, before anything else is learned from it."""
+        if self._recycling is not None:
+            self._recycling.recycle(tree, top)
+
+    @property
     def was_prepared(self) -> bool:
         """Whether the draft of this step had been made while the last forward ran."""
         return self._patient is not None and len(self.proposed) > 0 and self._patient.was_prepared
@@ -103,6 +114,7 @@ class Drafter:
     def _use(self, session: DraftSession) -> None:
         self.session = session
         self._patient = session if isinstance(session, PatientSession) else None
+        self._recycling = session if isinstance(session, RecyclingSession) and session.num_top else None
 
     def _take_note(
         self, tree: DraftTree, nodes: list[int], token_ids: list[int], observe: Callable[[list[int]], None]

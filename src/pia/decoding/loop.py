@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from pia.decoding.accept import Accepted, accept
+from pia.decoding.by_products import TopTokensOfStep
 from pia.decoding.chooser import TokenChooser, load_rows
 from pia.decoding.drafter import Drafter
 from pia.decoding.overlap import Overlap, commit
@@ -88,8 +89,10 @@ def _prefill(runner: Runner, rows: Sequence[Row], policy: BudgetPolicy) -> list[
     logits = runner.prefill([row.request.prompt_ids[0] for row in rows])
     forwarded = perf_counter()
     trees = [DraftTree.empty()] * len(rows)
+    top = _top_tokens(rows, logits[:, None])
     walks = _accept(rows, trees, logits[:, None])
     walked = perf_counter()
+    _recycle(rows, trees, top)
     _learn(rows, policy, trees, walks, is_put_off=runner.is_asynchronous)
     times = _Times(0.0, forwarded - start, walked - forwarded, perf_counter() - walked)
     return _steps(rows, trees, walks, times, is_prefill=True)
@@ -105,9 +108,11 @@ def _step(runner: Runner, rows: Sequence[Row], policy: BudgetPolicy, ended: list
     last_ids = [row.request.token_ids[-1] for row in rows]
     logits = runner.forward(last_ids, trees, overlap) if runner.is_asynchronous else runner.forward(last_ids, trees)
     forwarded = perf_counter()
+    top = _top_tokens(rows, logits)
     walks = _accept(rows, trees, logits)
     walked = perf_counter()
     runner.keep([walk.rows for walk in walks])
+    _recycle(rows, trees, top)
     _learn(rows, policy, trees, walks, is_put_off=runner.is_asynchronous)
     launch_s = overlap.started_at - drafted if overlap.started_at is not None else 0.0
     times = _Times(
@@ -128,6 +133,19 @@ def _draft(rows: Sequence[Row], policy: BudgetPolicy) -> list[DraftTree]:
 def _accept(rows: Sequence[Row], trees: Sequence[DraftTree], logits: torch.Tensor) -> list[Accepted]:
     load_rows([row.chooser for row in rows], logits)
     return [accept(tree, row.chooser, row.request) for row, tree in zip(rows, trees, strict=True)]
+
+
+def _top_tokens(rows: Sequence[Row], logits: torch.Tensor) -> TopTokensOfStep | None:
+    """Begins to look for the likeliest tokens of each place, if any row's drafts are made from them."""
+    count = max(row.drafter.num_top for row in rows)
+    return TopTokensOfStep(logits, count) if count else None
+
+
+def _recycle(rows: Sequence[Row], trees: Sequence[DraftTree], top: TopTokensOfStep | None) -> None:
+    """Hands each row what the forward found likely."""
+    if top is not None:
+        for row, tree, top_of_row in zip(rows, trees, top.fetch(), strict=True):
+            row.drafter.recycle(tree, top_of_row)
 
 
 def _learn(
