@@ -20,7 +20,7 @@ class LookaheadConfig:
 
     budget: int | Literal["auto"] = "auto"
     """Draft nodes verified at each step: "auto" lets measured costs and calibrated probabilities decide; 0 decodes
-    plainly."""
+    plainly; more than 1,024 are not looked for."""
 
     max_budget: int = 64
     """The most nodes "auto" may choose."""

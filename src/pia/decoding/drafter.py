@@ -15,6 +15,8 @@ from pia.drafting.top_tokens import TopTokens
 from pia.drafting.tree import DraftTree
 
 _NO_DRAFT = DraftTree.empty()
+_MOST_NODES = 1024
+"""No step verifies more, whatever the budget: masks grow with the square, and the last of so many are next to never right."""
 
 
 class Drafter:
@@ -59,7 +61,7 @@ class Drafter:
         self.num_prepared = 0
         if budget == 0 or depth <= 0:
             return
-        tree = self.session.propose(budget, depth)
+        tree = self.session.propose(min(budget, _MOST_NODES), depth)
         if self._vocab_size is not None and len(tree) and tree.token_ids.max() >= self._vocab_size:
             tree = tree.prefix(int(np.argmax(tree.token_ids >= self._vocab_size)))
         self.proposed = best_chain(tree) if self._shape == "chain" else tree
