@@ -13,6 +13,7 @@
 
 #include "corpus_bindings.h"
 #include "draft_session.h"
+#include "ngram_pool_bindings.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -256,6 +257,7 @@ NB_MODULE(_core, module) {
   module.doc() = "Native draft cache; see pia.drafting.cache for its Python face.";
   using released = nb::call_guard<nb::gil_scoped_release>;
   pia::bind_corpora(module);
+  pia::bind_ngram_pool(module);
 
   nb::class_<DraftCache>(module, "Cache")
       .def_static("create", [](std::size_t max_bytes) { return std::make_shared<DraftCache>(max_bytes); },

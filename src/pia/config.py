@@ -13,6 +13,53 @@ EngineName = Literal["auto", "eager", "graph", "compile"]
 
 
 @dataclass(frozen=True)
+class JacobiConfig:
+    """The window of Jacobi lookahead decoding and the pool it fills (Fu et al., arXiv 2402.02057).
+
+    The defaults are the published ones for models up to 10 billion parameters; `for_model_size` has the others.
+    """
+
+    window_size: int = 15
+    """Columns of the window (W): as many n-grams come of a step."""
+
+    ngram_size: int = 5
+    """Tokens of an n-gram (N), its first token included: an accepted one yields up to N tokens at once."""
+
+    max_ngrams: int | None = 15
+    """N-grams kept for each first token (G), and so verified at a step; `None` for any number."""
+
+    pool_from_prompt: bool = False
+    """The pool begins with the prompt's n-grams, and takes those of the text that is generated."""
+
+    seed: int = 0
+    """Of the tokens that the window begins with, drawn from the prompt; never of what is sampled."""
+
+    def __post_init__(self) -> None:
+        _require_int("window_size", self.window_size, 1)
+        _require_int("ngram_size", self.ngram_size, 2)
+        if self.max_ngrams is not None:
+            _require_int("max_ngrams", self.max_ngrams, 1, "or None")
+        if not isinstance(self.pool_from_prompt, bool):
+            raise UnsupportedOptionError(f"pool_from_prompt must be True or False, got {self.pool_from_prompt!r}")
+        _require_int("seed", self.seed, 0)
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes that a whole window feeds."""
+        return self.window_size * (self.ngram_size - 1) - 1
+
+    @classmethod
+    def for_model_size(cls, num_parameters: int, **options: Any) -> JacobiConfig:
+        """The published window for a model of this size: the larger the model, the fewer tokens are free.
+
+        The authors give W, N, G = 15, 5, 15 for 7 billion parameters, 10, 5, 10 for 13, and 7, 5, 7 for 33 (their blog
+        and README).
+        """
+        size = 15 if num_parameters <= 10e9 else 10 if num_parameters <= 20e9 else 7
+        return cls(**{"window_size": size, "max_ngrams": size, **options})
+
+
+@dataclass(frozen=True)
 class LookaheadConfig:
     """How `Lookahead` drafts and verifies."""
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-SOURCE_NAMES = ("own", "shared", "corpus", "predicted")
+SOURCE_NAMES = ("own", "shared", "corpus", "predicted", "recycled", "jacobi")
 """Names behind the numbers in `DraftTree.sources`: the request's own text, what other requests produced, attached
-corpora, and what the caller expects."""
+corpora, what the caller expects, what the model found likely before, and n-grams of a Jacobi window."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
