@@ -45,8 +45,9 @@ class JacobiConfig:
 
     @property
     def num_nodes(self) -> int:
-        """Nodes that a whole window feeds."""
-        return self.window_size * (self.ngram_size - 1) - 1
+        """The most nodes that a whole window feeds, the steps included in which it fills."""
+        depths = range(1, self.ngram_size)
+        return max((self.window_size + self.ngram_size - 1 - depth) * depth - 1 for depth in depths)
 
     @classmethod
     def for_model_size(cls, num_parameters: int, **options: Any) -> JacobiConfig:

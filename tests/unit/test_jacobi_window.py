@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pia.config import JacobiConfig
 from pia.drafting.jacobi_window import JacobiWindow
+from pia.drafting.shape import ancestors
 from pia.errors import UnsupportedOptionError
 from pia.models.layout import batch_layout
 
@@ -102,11 +103,25 @@ def test_fewer_columns_slide_and_the_others_stay():
     assert window.levels == [[b[1], a2, a3], [d[0], d[1], b[2], b[3]], [304, 305, d[2], d[3]]]
 
 
-def test_a_window_that_is_filling_is_fed_whole_or_not_at_all():
+def test_a_window_that_is_filling_grows_where_it_is_fed():
+    window = window_of(4, 4)
+    a = window.levels[0]
+    assert step(window, 100, max_nodes=3) == []  # the root and a1 .. a3; one column more goes than in a full step
+    assert window.levels == [a[1:], [101, 102, 103]]
+    tree = window.nodes(5, _ALL)
+    assert tree.token_ids.tolist() == [a[1], a[2], 101, 102, 103] and tree.parents.tolist() == [-1, 0, -1, 0, 1]
+    assert step(window, 200, max_nodes=7) == []  # all: rows 201 .. 204 belong to level 0, 205 .. 207 to level 1
+    assert window.levels == [a[2:], [102, 103, 203, 204], [206, 207]]
+    assert not window.is_full
+    assert len(step(window, 300)) == 2 and window.is_full
+
+
+def test_nothing_is_fed_beyond_the_limits():
     window = window_of(4, 4)
     before = window.levels
-    assert len(window.nodes(4, _ALL)) == 0 and len(window.nodes(_ALL, 4)) == 0 and window.levels == before
-    assert len(window.nodes(5, 5)) == 5
+    tree = window.nodes(_ALL, 3)
+    assert tree.depth == 3 and len(window.nodes(5, 5)) == 5 and len(window.nodes(0, 5)) == 0
+    assert window.levels == before
 
 
 @given(
@@ -118,20 +133,28 @@ def test_keeps_its_form_whatever_is_fed(w, n, sizes, depth):
         tree = window.nodes(size, depth)
         assert len(tree) <= size and tree.depth <= depth
         assert all(parent < node for node, parent in enumerate(tree.parents))
-        if len(tree) == 0:
-            continue
-        levels = window.levels
+        paths = [[5, *tree.token_ids[ancestors(tree.parents.tolist(), node)].tolist()] for node in range(len(tree))]
         answers = [1000 * number + node for node in range(len(tree))]
-        was_full = window.is_full
-        ngrams = window.update(5, 4, answers)
-        assert bool(ngrams) == was_full and all(len(ngram) == n for ngram in ngrams)
-        for ngram in ngrams[1:]:  # each is the path to a node of the deepest level, and its answer
-            assert ngram[0] in levels[0]
-    assert [len(level) for level in window.levels[1:]] == [window.num_columns] * (window.depth - 1)
-    assert window.num_columns == w + n - 1 - window.depth
-    assert window.num_nodes == window.num_columns * window.depth - 1
-    if window.is_full:
-        assert window.num_nodes == JacobiConfig(window_size=w, ngram_size=n).num_nodes
+        ngrams = window.update(5, 999, answers)
+        for ngram in ngrams:  # a path to a node, behind the guess at the text before it, and the answer there
+            at = answers.index(ngram[-1]) if ngram[-1] in answers else -1
+            path = paths[at] if at >= 0 else [5]
+            assert len(ngram) == n and path[-(n - 1) :] == ngram[:-1]
+    lengths = [len(level) for level in window.levels]
+    assert lengths[0] == window.num_columns - 1 and lengths[1:] == sorted(lengths[1:], reverse=True)
+    assert w <= window.num_columns <= w + n - 2
+    assert window.num_nodes <= JacobiConfig(window_size=w, ngram_size=n).num_nodes
+
+
+@pytest.mark.parametrize(("w", "n"), [(15, 5), (7, 5), (5, 7), (1, 7), (4, 2), (1, 2)])
+def test_the_most_nodes_are_those_of_the_largest_step(w, n):
+    window = window_of(w, n)
+    sizes = [window.num_nodes]
+    while not window.is_full:
+        step(window, 100)
+        sizes.append(window.num_nodes)
+    assert max(sizes) == JacobiConfig(window_size=w, ngram_size=n).num_nodes
+    assert sizes[-1] == w * (n - 1) - 1
 
 
 def test_published_sizes():

@@ -27,7 +27,7 @@ class GuessAcceptance:
 
     def __init__(self) -> None:
         depth, rank = np.mgrid[:_NUM_DEPTHS, :_NUM_RANKS]
-        first = np.where(depth == 0, 0.2, 0.5) / (1 + rank) ** 2  # sums over ranks stay below 1
+        first = np.where(depth == 0, 0.4, 0.6) / (1 + rank) ** 2  # as on the demo model; over all ranks less than 1
         self._hits: list[list[float]] = (_PRIOR * first).tolist()
         self._trials: list[list[float]] = np.full(first.shape, _PRIOR).tolist()
 

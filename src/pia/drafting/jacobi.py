@@ -60,14 +60,8 @@ class JacobiSession:
         self._window = JacobiWindow(config, prompt) if len(prompt) else None
         self._recent: list[int] = prompt[-config.ngram_size :].tolist()
         self._guesses: Guesses | None = None
-        self._num_fed = 0
         if config.pool_from_prompt:
             self.pool.add_text(prompt)
-
-    @property
-    def num_window_nodes(self) -> int:
-        """Nodes that the whole window would take at this step."""
-        return self._window.num_nodes if self._window is not None else 0
 
     def propose(self, budget: int, max_depth: int) -> DraftTree:
         if self.inner is not None:
@@ -77,19 +71,15 @@ class JacobiSession:
 
     def window(self, max_nodes: int, max_depth: int) -> DraftTree:
         """What to feed besides the draft: context for better guesses, never verified."""
-        tree = self._window.nodes(max_nodes, max_depth) if self._window is not None else DraftTree.empty()
-        self._num_fed = len(tree)
-        return tree
+        return self._window.nodes(max_nodes, max_depth) if self._window is not None else DraftTree.empty()
 
     def recycle_window(self, next_of_root: int, next_ids: Sequence[int]) -> None:
         """Takes in the likeliest tokens behind the last token and behind each window node that was fed.
 
         To be told before the step's tokens are, for they move the root on.
         """
-        if self._window is not None and self._num_fed:
-            assert len(next_ids) == self._num_fed
+        if self._window is not None:
             self.pool.add(self._window.update(self._recent[-1], next_of_root, next_ids))
-        self._num_fed = 0
 
     def observe(self, token_ids: Sequence[int]) -> None:
         self._move_on(token_ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,8 +40,8 @@ class JacobiWindow:
     To begin with, level 0 has W + N - 3 tokens drawn from the prompt and there are no others. N - 2 steps each put an
     answer below every column and drop the first column; then the window is full.
 
-    A step may feed the first columns only: these slide on, the others stay as they are. Nothing refers to a place in
-    the text, so a window that was left out for a while goes on as it is.
+    A step may feed the first columns only: these grow or slide on, the others stay as they are. Nothing refers to a
+    place in the text, so a window that was left out for a while goes on as it is.
 
     Args:
         config: sizes, and the seed of what is drawn.
@@ -48,12 +49,19 @@ class JacobiWindow:
     """
 
     def __init__(self, config: JacobiConfig, text: npt.NDArray[np.int32]) -> None:
-        self._full_depth = config.ngram_size - 1
-        size = config.window_size + self._full_depth - 1
+        self._window_size, self._full_depth = config.window_size, config.ngram_size - 1
+        size = self._window_size + self._full_depth - 1
         # A generator of its own: what is sampled must be the same with a window and without.
         drawn = np.random.default_rng((config.seed, zlib.crc32(text.tobytes()))).choice(text, size - 1)
         self._columns = [[-1], *([token] for token in drawn.tolist())]  # the head of the first is whatever c is
-        self._parents: dict[tuple[int, int], npt.NDArray[np.int32]] = {}
+        self._fed: tuple[int, ...] = ()
+        self._forms: dict[tuple[int, ...], _Form] = {}
+
+    @property
+    def levels(self) -> list[list[int]]:
+        """The levels as published, level 0 without the current token."""
+        levels = [[column[k] for column in self._columns if len(column) > k] for k in range(len(self._columns[0]))]
+        return [levels[0][1:], *levels[1:]]
 
     @property
     def num_columns(self) -> int:
@@ -61,70 +69,75 @@ class JacobiWindow:
         return len(self._columns)
 
     @property
-    def depth(self) -> int:
-        """Tokens of a column, its head included."""
-        return len(self._columns[0])
+    def num_nodes(self) -> int:
+        """Nodes that the whole window takes."""
+        return sum(map(len, self._columns)) - 1
 
     @property
     def is_full(self) -> bool:
-        return self.depth == self._full_depth
-
-    @property
-    def levels(self) -> list[list[int]]:
-        """The levels as published, level 0 without the current token."""
-        levels = [list(level) for level in zip(*self._columns, strict=True)]
-        return [levels[0][1:], *levels[1:]]
-
-    @property
-    def num_nodes(self) -> int:
-        """Nodes that the whole window takes."""
-        return len(self._columns) * self.depth - 1
+        return len(self._columns[-1]) == self._full_depth  # no column is deeper than those before it
 
     def nodes(self, max_nodes: int, max_depth: int) -> DraftTree:
-        """As many columns as these limits hold, as a tree behind the current token, level by level.
-
-        Before the window is full it is fed whole or not at all, since its columns must keep step.
-        """
-        num_columns = min((max_nodes + 1) // self.depth, max_depth + 2 - self.depth, self.num_columns)
-        if num_columns < 1 or not (self.is_full or num_columns == self.num_columns):
+        """As many columns as these limits hold, as a tree behind the current token, level by level."""
+        depths = [len(column) for column in self._columns]
+        num_nodes, num_fed = -1, 0
+        while num_fed < len(depths):
+            num_nodes += depths[num_fed]
+            if num_nodes > max_nodes or num_fed + depths[num_fed] - 1 > max_depth:
+                break
+            num_fed += 1
+        self._fed = tuple(depths[:num_fed])
+        if not self._fed:
             return DraftTree.empty()
-        columns = self._columns[:num_columns]
-        token_ids = [token for level in zip(*columns, strict=True) for token in level][1:]
+        form = self._form(self._fed)
+        token_ids = [self._columns[column][level] for column, level in form.places]
         size = len(token_ids)
         sources = np.full(size, _JACOBI, np.uint8)
-        parents = self._parents_of(num_columns)
-        return DraftTree(np.array(token_ids, np.int32), parents, np.zeros(size, np.float32), sources)
+        return DraftTree(np.array(token_ids, np.int32), form.parents, np.zeros(size, np.float32), sources)
 
     def update(self, current_token: int, next_of_root: int, next_ids: Sequence[int]) -> list[list[int]]:
-        """Takes in a forward over the nodes of some columns.
+        """Takes in a forward over the nodes that were given last.
 
         Args:
             current_token: the root that they were fed behind.
             next_of_root: the likeliest token behind the root.
-            next_ids: the likeliest token behind each node, in the order of `nodes`.
+            next_ids: the likeliest token behind each node.
 
         Returns:
-            the n-grams that this makes, N tokens each; none before the window is full.
+            the n-grams that this makes, N tokens each; none of columns that are not full.
         """
-        num_columns = (len(next_ids) + 1) // self.depth
-        answers = list(next_ids[-num_columns:]) if self.depth > 1 else [next_of_root, *next_ids]
-        if not self.is_full:
-            assert num_columns == self.num_columns, "columns that are not full keep step"
-            for column, answer in zip(self._columns, answers, strict=True):
-                column.append(answer)
-            del self._columns[0]
-            return []
+        ngrams = []
         self._columns[0][0] = current_token
-        ngrams = [[*column, answer] for column, answer in zip(self._columns, answers, strict=False)]
-        self._columns[:num_columns] = [ngram[1:] for ngram in ngrams]
+        for number, row in enumerate(self._form(self._fed).deepest if self._fed else ()):
+            column = self._columns[number]
+            column.append(next_of_root if row < 0 else next_ids[row])
+            if len(column) > self._full_depth:
+                ngrams.append(column)
+                self._columns[number] = column[1:]
+        if self._fed and len(self._columns) > self._window_size:
+            del self._columns[0]
+        self._fed = ()
         return ngrams
 
-    def _parents_of(self, num_columns: int) -> npt.NDArray[np.int32]:
-        """Parents of the nodes, which depend on the window's form alone."""
-        form = (num_columns, self.depth)
-        if form not in self._parents:
-            in_level_0 = range(-1, num_columns - 2)  # a chain
-            # Level 1 hangs below level 0, where the root counts as its first; a level has one node a column.
-            below = range(-1, num_columns * (self.depth - 1) - 1)
-            self._parents[form] = np.array([*in_level_0, *below], np.int32)
-        return self._parents[form]
+    def _form(self, depths: tuple[int, ...]) -> _Form:
+        if depths not in self._forms:
+            self._forms[depths] = _Form.of(depths)
+        return self._forms[depths]
+
+
+class _Form(NamedTuple):
+    """How columns of given depths lie in a tree."""
+
+    places: list[tuple[int, int]]
+    """Column and level of each node."""
+    parents: npt.NDArray[np.int32]
+    """Parent of each node; -1 is the current token, which is the head of column 0."""
+    deepest: list[int]
+    """The last node of each column; -1 likewise."""
+
+    @classmethod
+    def of(cls, depths: Sequence[int]) -> _Form:
+        places = [(i, k) for k in range(max(depths)) for i, depth in enumerate(depths) if depth > k][1:]
+        node_at = {place: node for node, place in enumerate(places)} | {(0, 0): -1}
+        parents = [node_at[(i, k - 1) if k else (i - 1, 0)] for i, k in places]
+        return cls(places, np.array(parents, np.int32), [node_at[i, depth - 1] for i, depth in enumerate(depths)])
