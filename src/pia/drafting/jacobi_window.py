@@ -81,7 +81,7 @@ class JacobiWindow:
         """As many columns as these limits hold, as a tree behind the current token, level by level."""
         depths = [len(column) for column in self._columns]
         num_nodes, num_fed = -1, 0
-        while num_fed < len(depths):
+        while num_fed < len(depths) and (max_nodes > 0 or not self.num_nodes):
             num_nodes += depths[num_fed]
             if num_nodes > max_nodes or num_fed + depths[num_fed] - 1 > max_depth:
                 break

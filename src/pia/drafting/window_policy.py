@@ -80,22 +80,24 @@ class WindowPolicy:
         if self._table is None:
             return whole
         costs = self._table[num_rows - 1 :: num_rows] / self._table[num_rows - 1]
-        extra = max(self.worth.rate, 1.0) * (
-            costs[num_nodes : num_nodes + whole + 1] - costs[num_nodes]
-        )  # [whole + 1], tokens
+        behind = costs[num_nodes : num_nodes + whole + 1]
+        extra = max(self.worth.rate, 1.0) * (behind - behind[0])  # [whole + 1], in tokens
         share = np.linspace(0.0, 1.0, whole + 1)
+        chosen = self._best(share, extra)
+        self._share_fed, self._cost = float(share[chosen]), float(behind[chosen])
+        return chosen
+
+    def _best(self, share: np.ndarray, extra: np.ndarray) -> int:
+        """The number of nodes that wins most, or while trying the opposite."""
         most = _MOST_WIN * share - extra
         hoped = int(most.argmax())
         if most[hoped] <= 0:
-            chosen = 0
-        else:
-            gains = self.worth.win * share - extra
-            chosen = int(gains.argmax())
-            if extra[hoped] > _FREE and self._is_trial(float(gains[chosen] if chosen else extra[hoped])):
-                chosen = 0 if chosen else hoped
-        self._share_fed = float(share[chosen])
-        self._cost = float(costs[num_nodes + chosen])
-        return chosen
+            return 0
+        gains = self.worth.win * share - extra
+        best = int(gains.argmax())
+        if extra[hoped] > _FREE and self._is_trial(float(gains[best] if best else extra[hoped])):
+            return 0 if best else hoped
+        return best
 
     def _is_trial(self, loss: float) -> bool:
         """Whether this step belongs to a try of what seems to lose so many tokens a step."""
