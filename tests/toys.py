@@ -104,7 +104,7 @@ class ToySource:
     def bind(self, vocab_size, fingerprint) -> None:
         pass
 
-    def begin(self, prompt_ids, *, stop_ids=frozenset(), namespace="", corpora=()):
+    def begin(self, prompt_ids, *, stop_ids=frozenset(), namespace="", corpora=(), sources=()):
         self.num_begun += 1
         return _ToySession(self, len(prompt_ids))
 

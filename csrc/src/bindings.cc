@@ -13,7 +13,9 @@
 
 #include "corpus_bindings.h"
 #include "draft_session.h"
+#include "half.h"
 #include "ngram_pool_bindings.h"
+#include "top_tokens.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -68,12 +70,12 @@ class Turn {
 std::unique_ptr<DraftSession> begin(DraftCache& cache, const TokenArray& prompt,
                                     const std::vector<std::int64_t>& stop_ids, const std::string& space,
                                     const std::string& request, const TokenArray& predicted,
-                                    const Corpora& corpora) {
+                                    const Corpora& corpora, bool reads_counts, bool recycles) {
   const Tokens tokens = checked(prompt, cache.vocab_size());
   const Tokens expected = checked(predicted, cache.vocab_size());
   const auto stops = checked(stop_ids, 0);
   const nb::gil_scoped_release released;
-  return cache.begin(tokens, stops, space, request, expected, corpora);
+  return cache.begin(tokens, stops, space, request, expected, corpora, {reads_counts, recycles});
 }
 
 void learn(DraftCache& cache, const TokenArray& text, const std::vector<std::int64_t>& stop_ids,
@@ -221,6 +223,46 @@ std::size_t prepare(DraftSession& session, const TokenArray& tokens, const Token
   return session.prepare(fed, static_cast<std::size_t>(budget), depth, max_outcomes);
 }
 
+using TopIds = nb::ndarray<const std::int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using TopHalves = nb::ndarray<const std::uint16_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+// A row's likeliest tokens; ids beyond the vocabulary, which a model may have room for, are left out.
+pia::TopTokens top_of(const std::int32_t* ids, const std::uint16_t* halves, std::size_t count, std::int64_t vocab_size) {
+  const std::int64_t limit = vocab_size ? vocab_size : pia::kMaxVocabSize;
+  pia::TopTokens top{};
+  std::size_t num_kept = 0;
+  for (std::size_t i = 0; i < count && num_kept < pia::kNumTop; ++i) {
+    if (ids[i] < 0 || ids[i] >= limit) continue;
+    top.tokens[num_kept] = static_cast<TokenId>(ids[i]);
+    top.likelihoods[num_kept++] = pia::likelihood_of(pia::float_of_half(halves[i]));
+  }
+  return top;
+}
+
+// `ids` and `halves` (the bits of float16 probabilities) are [1 + nodes, k]: what follows the text, and each node.
+void recycle(DraftSession& session, const TokenArray& tokens, const TokenArray& parents, const TopIds& ids,
+             const TopHalves& halves) {
+  const std::size_t count = tokens.size() + 1;
+  const std::size_t width = ids.shape(1);
+  if (parents.size() != tokens.size()) throw std::invalid_argument("a draft needs a parent for each token");
+  if (ids.shape(0) < count || halves.shape(0) != ids.shape(0) || halves.shape(1) != width) {
+    throw std::invalid_argument("a row of likeliest tokens and their probabilities is needed for the text and each node");
+  }
+  const pia::FedDraft fed{checked(tokens, 0), {parents.data(), parents.size()}};
+  for (std::size_t i = 0; i < parents.size(); ++i) {
+    if (parents.data()[i] < -1 || parents.data()[i] >= static_cast<std::int64_t>(i)) {
+      throw std::invalid_argument("parents come before their children");
+    }
+  }
+  const Turn turn(session);
+  const nb::gil_scoped_release released;
+  std::vector<pia::TopTokens> top(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    top[i] = top_of(ids.data() + i * width, halves.data() + i * width, width, session.cache().vocab_size());
+  }
+  session.recycle(fed, top);
+}
+
 void wait(DraftSession& session) {
   const Turn turn(session);
   const nb::gil_scoped_release released;
@@ -250,6 +292,24 @@ void end(DraftSession& session, bool commit) {
   session.end(commit);
 }
 
+using Logits = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using IdsOut = nb::ndarray<std::int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using HalvesOut = nb::ndarray<std::uint16_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+// Fills `ids` and `halves`, [rows, count], from logits [rows, vocab].
+void top_tokens(const Logits& logits, std::size_t count, IdsOut ids, HalvesOut halves) {
+  const std::size_t rows = logits.shape(0);
+  if (count < 1 || count > logits.shape(1)) throw std::invalid_argument("count must lie between 1 and the vocabulary's size");
+  if (ids.shape(0) != rows || halves.shape(0) != rows || ids.shape(1) != count || halves.shape(1) != count) {
+    throw std::invalid_argument("ids and halves must have the rows of the logits and `count` columns");
+  }
+  const nb::gil_scoped_release released;
+  for (std::size_t row = 0; row < rows; ++row) {
+    pia::top_tokens({logits.data() + row * logits.shape(1), logits.shape(1)}, {ids.data() + row * count, count},
+                    {halves.data() + row * count, count});
+  }
+}
+
 }  // namespace
 
 NB_MODULE(_core, module) {
@@ -259,10 +319,13 @@ NB_MODULE(_core, module) {
   pia::bind_corpora(module);
   pia::bind_ngram_pool(module);
 
+  module.def("top_tokens", &top_tokens, "logits"_a, "count"_a, "ids"_a, "halves"_a);
+
   nb::class_<DraftCache>(module, "Cache")
       .def_static("create", [](std::size_t max_bytes) { return std::make_shared<DraftCache>(max_bytes); },
                   "max_bytes"_a)
-      .def("begin", &begin, "prompt"_a, "stop_ids"_a, "namespace"_a, "request"_a, "predicted"_a, "corpora"_a)
+      .def("begin", &begin, "prompt"_a, "stop_ids"_a, "namespace"_a, "request"_a, "predicted"_a, "corpora"_a,
+           "reads_counts"_a, "recycles"_a)
       .def("learn", &learn, "text"_a, "stop_ids"_a, "namespace"_a, "request"_a)
       .def("learn_many", &learn_many, "text"_a, "lengths"_a, "owners"_a, "requests"_a, "namespace"_a)
       .def("forget", &DraftCache::forget, "request"_a, "namespace"_a, released())
@@ -285,6 +348,7 @@ NB_MODULE(_core, module) {
       .def("observe_array", &observe_array, "tokens"_a)
       .def("advance", &advance, "tokens"_a)
       .def("learn", &learn_emitted)
+      .def("recycle", &recycle, "tokens"_a, "parents"_a, "ids"_a, "halves"_a)
       .def("prepare", &prepare, "tokens"_a, "parents"_a, "budget"_a, "max_depth"_a, "max_outcomes"_a)
       .def_prop_ro("was_prepared", &DraftSession::was_prepared)
       .def("wait", &wait)

@@ -39,10 +39,11 @@ DraftCache::DraftCache(std::size_t max_bytes)
 }
 
 std::unique_ptr<DraftSession> DraftCache::begin(Tokens prompt, std::vector<TokenId> stop_ids, std::string space,
-                                                std::string request, Tokens predicted, Corpora corpora) {
+                                                std::string request, Tokens predicted, Corpora corpora,
+                                                DraftOptions options) {
   auto shared = find_or_add(space);
   return std::make_unique<DraftSession>(shared_from_this(), std::move(shared), std::move(space), std::move(request),
-                                        prompt, predicted, std::move(stop_ids), std::move(corpora));
+                                        prompt, predicted, std::move(stop_ids), std::move(corpora), options);
 }
 
 void DraftCache::learn(Tokens text, const std::vector<TokenId>& stop_ids, const std::string& space,

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "corpus.h"
+#include "draft_options.h"
 #include "mixing_model.h"
 #include "namespace.h"
 
@@ -32,7 +33,8 @@ class DraftCache : public std::enable_shared_from_this<DraftCache> {
   // Starts a request. Its prompt is learned by the request's own table alone; what it emits is learned by the cache when
   // it ends, under the id `request`, if that is not empty. `predicted` is what the caller expects it to emit.
   std::unique_ptr<DraftSession> begin(Tokens prompt, std::vector<TokenId> stop_ids, std::string space,
-                                      std::string request = {}, Tokens predicted = {}, Corpora corpora = {});
+                                      std::string request = {}, Tokens predicted = {}, Corpora corpora = {},
+                                      DraftOptions options = {});
 
   // Learns one finished sequence. It is cut behind each stop id, and no context reaches across a cut.
   void learn(Tokens text, const std::vector<TokenId>& stop_ids, const std::string& space,

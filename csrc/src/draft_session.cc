@@ -16,6 +16,11 @@ constexpr std::size_t kMaxPromptAtOnce = 2048;
 // Distinct contexts that a token makes, about; what of them recurs differs with the text.
 constexpr std::size_t kContextsPerToken = 5;
 
+constexpr std::size_t kRecycledOrder = kShapes[kNumRecycledShapes - 1].length;
+
+// A request of some thousand steps fills that.
+constexpr std::size_t kMaxRecycledBytes = std::size_t{16} << 20;
+
 // A draft made before it was known that the text would go on with `tokens`.
 struct Prepared {
   std::vector<TokenId> tokens;
@@ -35,6 +40,8 @@ struct DraftSession::Own {
         num_prompt(prompt.size()),
         table(request_meter, prompt.size() > kMaxPromptAtOnce, kContextsPerToken * (prompt.size() + predicted_text.size())),
         predicted(predicted_text),
+        recycled(request_meter, kMaxRecycledBytes),
+        fresh(request_meter, kMaxRecycledBytes),
         builder(std::move(mixing)),
         num_learned(prompt.size()) {
     book_text();
@@ -55,6 +62,24 @@ struct DraftSession::Own {
     meter.try_charge(num_text_bytes);
   }
 
+  // The context that each fed token ends, and what was found likely behind it.
+  void recycle(const FedDraft& fed, std::span<const TopTokens> top) {
+    std::vector<TokenId> recent;
+    for (std::size_t i = 0; i < top.size(); ++i) {
+      recent.clear();  // newest first
+      for (auto node = static_cast<std::int32_t>(i) - 1; node >= 0 && recent.size() < kRecycledOrder;
+           node = fed.parents[static_cast<std::size_t>(node)]) {
+        recent.push_back(fed.tokens[static_cast<std::size_t>(node)]);
+      }
+      for (std::size_t left = text.size(); left > 0 && recent.size() < kRecycledOrder;) recent.push_back(text[--left]);
+      std::reverse(recent.begin(), recent.end());
+      ContextHashes hashes;
+      hash_contexts(recent.data() + recent.size(), recent.size(), hashes);
+      const std::size_t count = std::min<std::size_t>(hashes.num_dense, kNumRecycledShapes);
+      for (std::size_t shape = 0; shape < count; ++shape) fresh.put(hashes.values[shape], top[i]);
+    }
+  }
+
   // Puts tokens behind the text, and off what they teach.
   void append(Tokens tokens) {
     judge_paths(draft, tokens, path_lessons);
@@ -69,6 +94,8 @@ struct DraftSession::Own {
   void learn(const DraftSources& sources) {
     builder.learn(path_lessons, text, num_learned, learned_state, sources);
     table.insert(text, num_learned);
+    recycled.merge(fresh);
+    fresh.wipe();
     path_lessons.clear();
     num_learned = text.size();
     learned_state = state;
@@ -108,6 +135,8 @@ struct DraftSession::Own {
   std::size_t num_text_bytes = 0;
   ContextTable table;
   const PredictedOutput predicted;
+  RecycledTable recycled;        // what the model found likely
+  RecycledTable fresh;           // and lately, not yet learned
   PredictedOutput::State state;  // where the output stands in the prediction
   DraftBuilder builder;
   Draft draft;                                // proposed last, as long as nothing has come of it
@@ -121,13 +150,14 @@ struct DraftSession::Own {
 
 DraftSession::DraftSession(std::shared_ptr<DraftCache> cache, std::shared_ptr<Namespace> shared, std::string space,
                            std::string request, Tokens prompt, Tokens predicted, std::vector<TokenId> stop_ids,
-                           Corpora corpora)
+                           Corpora corpora, DraftOptions options)
     : cache_(std::move(cache)),
       shared_(std::move(shared)),
       space_(std::move(space)),
       request_(std::move(request)),
       stop_ids_(std::move(stop_ids)),
       corpora_(std::move(corpora)),
+      options_(options),
       own_(std::make_unique<Own>(cache_->request_meter_, cache_->mixing_, prompt, predicted)) {}
 
 DraftSession::~DraftSession() { end(false); }
@@ -138,7 +168,13 @@ DraftSession::Own& DraftSession::running() {
   return *own_;
 }
 
-DraftSources DraftSession::sources(const Own& own) const { return {own.table, shared_->table, own.predicted, corpora_}; }
+DraftSources DraftSession::sources(const Own& own, Recycled recycled) const {
+  RecycledTables tables;
+  if (options_.recycles) {
+    tables = {recycled == Recycled::kAll ? &own.fresh : nullptr, &own.recycled, &shared_->recycled};
+  }
+  return {own.table, shared_->table, own.predicted, corpora_, tables, options_.reads_counts};
+}
 
 std::span<const DraftNode> DraftSession::propose(std::size_t budget, std::uint32_t max_depth) {
   Own& own = running();
@@ -146,7 +182,7 @@ std::span<const DraftNode> DraftSession::propose(std::size_t budget, std::uint32
   if (was_prepared_) {
     own.draft = std::move(own.ready->draft);
   } else {
-    own.builder.build(own.text, own.state, sources(own), budget, max_depth, own.draft);
+    own.builder.build(own.text, own.state, sources(own, Recycled::kAll), budget, max_depth, own.draft);
   }
   own.ready.reset();
   return own.draft.nodes;
@@ -155,6 +191,10 @@ std::span<const DraftNode> DraftSession::propose(std::size_t budget, std::uint32
 void DraftSession::observe(Tokens tokens) {
   advance(tokens);
   learn();
+}
+
+void DraftSession::recycle(const FedDraft& fed, std::span<const TopTokens> top) {
+  if (options_.recycles) running().recycle(fed, top);
 }
 
 void DraftSession::advance(Tokens tokens) {
@@ -176,14 +216,15 @@ void DraftSession::learn(Own& own) {
   own.drop_prepared();
   std::optional<PromptReader::Turn> turn;
   if (own.reader) turn.emplace(*own.reader);
-  own.learn(sources(own));
+  own.learn(sources(own, Recycled::kKnownBefore));
 }
 
 std::size_t DraftSession::prepare(const FedDraft& fed, std::size_t budget, std::uint32_t max_depth,
                                   std::size_t max_outcomes) {
   Own& own = running();
   own.drop_prepared();
-  const DraftSources known = sources(own);
+  if (options_.recycles) return 0;  // what this forward finds likely belongs into the next draft
+  const DraftSources known = sources(own, Recycled::kAll);
   // Some of what a larger tree has more are children of each other, which are no outcomes of this forward.
   const Draft grown = own.draft_behind({}, known, fed.tokens.size() + 2 * max_outcomes, max_depth + 1);
   for (auto& tokens : likeliest_outcomes(grown.nodes, fed, max_outcomes)) {
@@ -229,6 +270,7 @@ void DraftSession::end(bool commit) {
   const auto own = std::move(own_);
   own->reader.reset();
   if (commit) learn(*own);
+  if (commit) shared_->recycled.merge(own->recycled);
   if (commit) cache_->learn(Tokens(own->text).subspan(own->num_prompt), stop_ids_, space_, request_);
   shared_.reset();
   corpora_.clear();
@@ -236,7 +278,8 @@ void DraftSession::end(bool commit) {
 }
 
 std::size_t DraftSession::num_bytes() const {
-  return own_ ? own_->table.num_bytes() + own_->num_text_bytes : 0;
+  if (!own_) return 0;
+  return own_->table.num_bytes() + own_->recycled.num_bytes() + own_->fresh.num_bytes() + own_->num_text_bytes;
 }
 
 }  // namespace pia

@@ -17,13 +17,16 @@ class DraftSession {
  public:
   DraftSession(std::shared_ptr<DraftCache> cache, std::shared_ptr<Namespace> shared, std::string space,
                std::string request, Tokens prompt, Tokens predicted, std::vector<TokenId> stop_ids,
-               Corpora corpora);
+               Corpora corpora, DraftOptions options);
   ~DraftSession();
 
   // The best tree of `budget` nodes that may continue the text so far; valid until the next call.
   std::span<const DraftNode> propose(std::size_t budget, std::uint32_t max_depth);
   // Takes note of emitted tokens. What they teach, the next draft knows.
   void observe(Tokens tokens);
+  // Takes note of what the forward over `fed` found likely: `top[0]` behind the text so far, `top[i + 1]` behind node i. To
+  // be called before `observe` or `advance` tell what was emitted. Does nothing in a session that does not recycle.
+  void recycle(const FedDraft& fed, std::span<const TopTokens> top);
   // The same in two parts: drafts go on behind the tokens at once, and know what they teach after `learn`.
   void advance(Tokens tokens);
   void learn();
@@ -61,7 +64,9 @@ class DraftSession {
   Own& running();
   void learn(Own& own);
   bool is_stop(TokenId token) const;
-  DraftSources sources(const Own& own) const;
+  // With what the last forward found likely for drafts, without it for lessons: it knows what they are about.
+  enum class Recycled { kAll, kKnownBefore };
+  DraftSources sources(const Own& own, Recycled recycled) const;
 
   std::shared_ptr<DraftCache> cache_;
   std::shared_ptr<Namespace> shared_;
@@ -69,6 +74,7 @@ class DraftSession {
   std::string request_;
   std::vector<TokenId> stop_ids_;
   Corpora corpora_;
+  const DraftOptions options_;
   std::unique_ptr<Own> own_;
   bool was_prepared_ = false;
   std::atomic_flag is_in_use_;

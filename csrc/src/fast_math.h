@@ -2,17 +2,19 @@
 // Drafts are guesses; four digits are more than they are worth.
 #pragma once
 
-#include <algorithm>
 #include <bit>
 #include <cstdint>
 
 namespace pia {
 
-// e^x for |x| < 80; beyond, as at the border.
+// e^x for |x| < 80; beyond, as at the border. Adding and subtracting a number this large rounds to a whole one.
 inline float fast_exp(float x) {
-  const float scaled = std::clamp(x, -80.0f, 80.0f) * 1.44269504f;
-  const auto whole = static_cast<std::int32_t>(scaled + (scaled < 0 ? -0.5f : 0.5f));
-  const float rest = (scaled - static_cast<float>(whole)) * 0.69314718f;
+  constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23
+  const float low = x > -80.0f ? x : -80.0f;
+  const float scaled = (low < 80.0f ? low : 80.0f) * 1.44269504f;
+  const float shifted = scaled + kRounder;
+  const std::int32_t whole = std::bit_cast<std::int32_t>(shifted) - std::bit_cast<std::int32_t>(kRounder);
+  const float rest = (scaled - (shifted - kRounder)) * 0.69314718f;
   const float power = 1.0f + rest * (1.0f + rest * (0.5f + rest * (0.16666667f + rest * 0.041666667f)));
   return power * std::bit_cast<float>((whole + 127) << 23);
 }

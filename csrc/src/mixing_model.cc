@@ -35,7 +35,11 @@ constexpr std::array<std::uint32_t, 11> kTotalSteps = {1, 2, 3, 4, 6, 10, 17, 33
 constexpr std::size_t kNumSpreads = 4;
 constexpr std::size_t kCellsPerShape = kCountSteps.size() * kTotalSteps.size() * kNumSpreads;
 constexpr std::size_t kNumCountCells = kNumGroups * kNumShapes * kCellsPerShape;
-constexpr std::size_t kNumCells = kNumCountCells + kNumTrusts * 2;
+constexpr std::size_t kNumPredictionCells = kNumTrusts * 2;
+constexpr std::size_t kFirstRecycledCell = kNumCountCells + kNumPredictionCells;
+constexpr std::size_t kNumTops = 4;  // how likely the likeliest token is, coarsely
+constexpr std::size_t kNumRecycledCells = kNumRecycledShapes * 2 * kNumTops * kNumLikelihoods;
+constexpr std::size_t kNumCells = kFirstRecycledCell + kNumRecycledCells;
 
 constexpr std::uint32_t kTabled = 256;
 
@@ -85,6 +89,13 @@ float first_guess(const ContextShape& shape, bool is_certain, std::size_t count_
   return std::min((count - discount) / (total + 0.6f), 0.97f);
 }
 
+// How likely a token is after a context to which the model once gave this likelihood: the longer the context that is the
+// same, the more it is worth.
+float first_recycled_guess(std::size_t shape, Likelihood likelihood) {
+  constexpr std::array<float, kNumRecycledShapes> kTrust = {0.4f, 0.6f, 0.8f};
+  return likelihood == 0 ? kUnseenProb : kTrust[shape] * prob_of(likelihood);
+}
+
 void add(std::atomic<float>& to, float value) {
   to.store(to.load(std::memory_order_relaxed) + value, std::memory_order_relaxed);
 }
@@ -104,7 +115,11 @@ void set_first_weights(To& weights) {
   }
 }
 
-std::size_t reach_index(const Reach& reach) { return reach[0] * (kNumDense + 1) + reach[1]; }
+std::size_t reach_index(const Reach& reach) { return reach[kOwnGroup] * (kNumDense + 1) + reach[kSharedGroup]; }
+
+std::size_t recycled_reach_index(const Reach& reach) {
+  return std::max(reach[kOwnGroup], reach[kSharedGroup]) * (kNumRecycledShapes + 1) + reach[kRecycledGroup];
+}
 
 }  // namespace
 
@@ -125,7 +140,12 @@ MixingModel::MixingModel() : cells_(kNumCells), log_odds_(kNumCells) {
     set(kNumCountCells + 2 * i, (1.0f - right) / 8.0f);
     set(kNumCountCells + 2 * i + 1, right);
   }
+  for (std::size_t i = 0; i < kNumRecycledCells; ++i) {
+    const std::size_t shape = i / (2 * kNumTops * kNumLikelihoods);
+    set(kFirstRecycledCell + i, first_recycled_guess(shape, static_cast<Likelihood>(i % kNumLikelihoods)));
+  }
   for (auto& weights : by_reach_) set_first_weights(weights);
+  for (auto& weights : by_recycled_reach_) set_first_weights(weights);
   for (auto& weights : by_corpus_reach_) set_first_weights(weights);
   for (auto& weights : by_rank_) {
     for (auto& weight : weights) weight.store(0.0f, std::memory_order_relaxed);
@@ -149,17 +169,27 @@ CellId MixingModel::prediction_cells(Trust trust) {
   return static_cast<CellId>(kNumCountCells + 2 * std::size_t{trust});
 }
 
+CellId MixingModel::recycled_cells(std::size_t shape, bool is_own, Likelihood likeliest) {
+  const std::size_t top = std::min<std::size_t>(likeliest * kNumTops / kNumLikelihoods, kNumTops - 1);
+  return static_cast<CellId>(kFirstRecycledCell + ((shape * 2 + is_own) * kNumTops + top) * kNumLikelihoods);
+}
+
 Inputs MixingModel::Weights::at(const Reach& reach) const {
   Inputs weights;
   const auto& first = by_reach[reach_index(reach)];
   std::copy(first.begin(), first.end(), weights.begin());
-  const auto& last = by_corpus_reach[reach[2]];
-  std::copy(last.begin(), last.end(), weights.begin() + 2 * kGroupSize);
+  const auto& recycled = by_recycled_reach[recycled_reach_index(reach)];
+  std::copy(recycled.begin(), recycled.end(), weights.begin() + kRecycledGroup * kGroupSize);
+  const auto& last = by_corpus_reach[reach[kCorpusGroup]];
+  std::copy(last.begin(), last.end(), weights.begin() + kCorpusGroup * kGroupSize);
   return weights;
 }
 
 void MixingModel::copy_weights(Weights& weights) const {
   for (std::size_t i = 0; i < by_reach_.size(); ++i) copy_values(by_reach_[i], weights.by_reach[i]);
+  for (std::size_t i = 0; i < by_recycled_reach_.size(); ++i) {
+    copy_values(by_recycled_reach_[i], weights.by_recycled_reach[i]);
+  }
   for (std::size_t i = 0; i < by_corpus_reach_.size(); ++i) {
     copy_values(by_corpus_reach_[i], weights.by_corpus_reach[i]);
   }
@@ -181,10 +211,15 @@ void MixingModel::learn_cell(CellId id, std::uint32_t num_tokens, std::uint32_t 
 void MixingModel::learn_weights(const Reach& reach, std::size_t rank, const Inputs& inputs,
                                 std::span<const std::uint8_t> active, float error) {
   auto& by_reach = by_reach_[reach_index(reach)];
-  auto& by_corpus = by_corpus_reach_[reach[2]];
+  auto& by_recycled = by_recycled_reach_[recycled_reach_index(reach)];
+  auto& by_corpus = by_corpus_reach_[reach[kCorpusGroup]];
   auto& by_rank = by_rank_[std::min(rank, kNumRanks - 1)];
   for (const std::uint8_t i : active) {
-    add(i < 2 * kGroupSize ? by_reach[i] : by_corpus[i - 2 * kGroupSize], kReachRate * error * inputs[i]);
+    const std::size_t place = i % kGroupSize;
+    Weight& weight = i < kRecycledGroup * kGroupSize   ? by_reach[i]
+                     : i < kCorpusGroup * kGroupSize ? by_recycled[place]
+                                                     : by_corpus[place];
+    add(weight, kReachRate * error * inputs[i]);
     add(by_rank[i], kRankRate * error * inputs[i]);
   }
 }

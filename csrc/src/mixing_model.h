@@ -16,33 +16,38 @@
 #include <vector>
 
 #include "predicted_output.h"
+#include "recycled_table.h"
 #include "types.h"
 
 namespace pia {
 
-// Inputs come in groups of eight, a group per kind of table: one for each shape, and one more.
-inline constexpr std::size_t kNumGroups = 3;
+// Inputs come in groups of eight, a group per kind of table: one for each shape, and one more. Groups that are needed
+// less often come last, so that the others need not wait for them.
+enum Group : std::size_t { kOwnGroup, kSharedGroup, kRecycledGroup, kCorpusGroup, kNumGroups };
 inline constexpr std::size_t kGroupSize = 8;
 inline constexpr std::size_t kNumInputs = kNumGroups * kGroupSize;
-static_assert(kNumShapes < kGroupSize);
+static_assert(kNumShapes < kGroupSize && kNumRecycledShapes < kGroupSize);
 
-// The last input of the first group is constant; those of the other two speak of a predicted output.
+// The last input of the first group is constant; those of the next two speak of a predicted output.
 inline constexpr std::size_t kBiasInput = kGroupSize - 1;
 inline constexpr float kBias = 0.4f;
 
 using Inputs = std::array<float, kNumInputs>;
 using CellId = std::uint32_t;
 
-// For each group, how many dense shapes were known: 0 to kNumDense.
+// For each group, how many of its dense shapes were known.
 using Reach = std::array<std::uint8_t, kNumGroups>;
 
 class MixingModel {
  public:
   static constexpr std::size_t kNumRanks = 8;  // the last one stands for all further ranks
+  // The longest context with counts, by the longest with recycled tokens.
+  static constexpr std::size_t kNumRecycledReaches = (kNumDense + 1) * (kNumRecycledShapes + 1);
 
   // A copy of the weights, so that a whole tree is grown with the same ones and without atomics.
   struct Weights {
     std::array<std::array<float, 2 * kGroupSize>, (kNumDense + 1) * (kNumDense + 1)> by_reach;
+    std::array<std::array<float, kGroupSize>, kNumRecycledReaches> by_recycled_reach;
     std::array<std::array<float, kGroupSize>, kNumDense + 1> by_corpus_reach;
     std::array<Inputs, kNumRanks> by_rank;
 
@@ -57,6 +62,9 @@ class MixingModel {
   static CellId count_step(std::uint32_t count);
   // The cells of a hypothesis on a predicted output: one for all tokens but the predicted, and behind it one for that.
   static CellId prediction_cells(Trust trust);
+  // The cells of a context with recycled tokens, of this request or of others, whose likeliest is so likely: the first of a
+  // row, to which a token's likelihood is added.
+  static CellId recycled_cells(std::size_t shape, bool is_own, Likelihood likeliest);
 
   float log_odds(CellId cell) const { return log_odds_[cell].load(std::memory_order_relaxed); }
   void copy_weights(Weights& weights) const;
@@ -90,6 +98,7 @@ class MixingModel {
   std::vector<Cell> cells_;
   std::vector<std::atomic<float>> log_odds_;  // of the cells; apart, since drafting reads nothing else
   std::array<std::array<Weight, 2 * kGroupSize>, (kNumDense + 1) * (kNumDense + 1)> by_reach_;
+  std::array<std::array<Weight, kGroupSize>, kNumRecycledReaches> by_recycled_reach_;
   std::array<std::array<Weight, kGroupSize>, kNumDense + 1> by_corpus_reach_;
   std::array<std::array<Weight, kNumInputs>, kNumRanks> by_rank_;
   std::array<Bin, kNumBins> bins_;

@@ -38,13 +38,16 @@ std::size_t Namespace::forget_oldest() {
   return oldest ? forget(*oldest) : 0;
 }
 
+// What the model found likely is not kept by request, so all of it goes.
 std::size_t Namespace::forget_request(const std::string& request) {
+  recycled.clear();
   std::size_t num_tokens = 0;
   for (const auto age : log.sequences_of(request)) num_tokens += forget(age);
   return num_tokens;
 }
 
 std::size_t Namespace::forget_sequence(Tokens sequence) {
+  recycled.clear();
   const auto youngest = log.find(sequence);
   return youngest ? forget(*youngest) : 0;
 }
@@ -52,6 +55,7 @@ std::size_t Namespace::forget_sequence(Tokens sequence) {
 void Namespace::clear() {
   table.clear();
   log.clear();
+  recycled.clear();
 }
 
 }  // namespace pia

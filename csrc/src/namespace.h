@@ -9,6 +9,7 @@
 #include <string>
 
 #include "context_table.h"
+#include "recycled_table.h"
 #include "token_log.h"
 
 namespace pia {
@@ -19,7 +20,8 @@ struct LearnedSequence {
 };
 
 struct Namespace {
-  Namespace(MemoryMeter& table_meter, MemoryMeter& log_meter) : table(table_meter, true), log(log_meter) {}
+  Namespace(MemoryMeter& table_meter, MemoryMeter& log_meter)
+      : table(table_meter, true), log(log_meter), recycled(table_meter, table_meter.limit() / kRecycledShare) {}
 
   // Hold `writer` for all of these.
   // Learns one sequence; the log's oldest ones make room. False, and nothing learned, if that was not enough.
@@ -35,11 +37,14 @@ struct Namespace {
   std::mutex writer;  // held by whoever changes the table or the log, or reads the log
   ContextTable table;
   TokenLog log;
+  SharedRecycledTable recycled;  // has a lock of its own
 
   // The name's own cost, charged with the tables: this, its place in the map, and the string.
   static std::size_t cost(const std::string& name) { return sizeof(Namespace) + name.size() + 96; }
 
  private:
+  static constexpr std::size_t kRecycledShare = 16;  // of the tables' memory, at most
+
   std::size_t forget(TokenLog::Age age);
 };
 

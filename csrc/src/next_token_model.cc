@@ -39,6 +39,13 @@ constexpr float kPredictedScore = 100.0f;
 // Smaller errors teach the weights next to nothing.
 constexpr float kMinError = 0.01f;
 
+// How much the model's own word counts in the quick guess, by shape.
+constexpr std::array<float, kNumRecycledShapes> kRecycledWeights = {0.5f, 1.5f, 2.5f};
+
+constexpr Source source_of(std::size_t group) {
+  return group == kOwnGroup ? Source::kOwn : group == kSharedGroup ? Source::kShared : Source::kCorpus;
+}
+
 constexpr int kMarkShift = 32 - std::countr_zero(kNumMarks);
 
 // How much a shape counts in the quick guess: the longer the context the more.
@@ -116,12 +123,17 @@ void NextTokenModel::gather(Tokens recent, const PredictedOutput::State& state, 
   begin_rows();
   // The shared table is far larger than the CPU's caches. It is asked for what is needed, in three stages, while there is
   // other work to do.
-  hashes.for_each([&](std::uint64_t hash) { sources.shared.prefetch_header(hash); });
-  gather_group(sources.own, hashes, 0);
-  hashes.for_each([&](std::uint64_t hash) { sources.shared.prefetch(hash); });
+  if (sources.reads_counts) {
+    hashes.for_each([&](std::uint64_t hash) { sources.shared.prefetch_header(hash); });
+    gather_group(sources.own, hashes, kOwnGroup);
+    hashes.for_each([&](std::uint64_t hash) { sources.shared.prefetch(hash); });
+  }
+  gather_recycled(sources.recycled, hashes);
   gather_predicted(sources.predicted, state);
-  for_each_known(hashes, [&](std::size_t shape) { return sources.shared.prefetch_edges(hashes.values[shape]); });
-  gather_group(sources.shared, hashes, 1);
+  if (sources.reads_counts) {
+    for_each_known(hashes, [&](std::size_t shape) { return sources.shared.prefetch_edges(hashes.values[shape]); });
+    gather_group(sources.shared, hashes, kSharedGroup);
+  }
   if (!sources.corpora.empty()) gather_corpora(sources.corpora, hashes);
   keep_best_rows();
   fill_inputs();
@@ -139,11 +151,11 @@ void NextTokenModel::gather_group(const Table& table, const ContextHashes& hashe
 
 // Several corpora speak as one: their counts are added up.
 void NextTokenModel::gather_corpora(const Corpora& corpora, const ContextHashes& hashes) {
-  has_third_group_ = true;
+  num_groups_ = kNumGroups;
   for (const auto& corpus : corpora) hashes.for_each([&](std::uint64_t hash) { corpus->prefetch_header(hash); });
   for (const auto& corpus : corpora) hashes.for_each([&](std::uint64_t hash) { corpus->prefetch(hash); });
   for (const auto& corpus : corpora) hashes.for_each([&](std::uint64_t hash) { corpus->prefetch_edges(hash); });
-  if (corpora.size() == 1) return gather_group(*corpora.front(), hashes, 2);
+  if (corpora.size() == 1) return gather_group(*corpora.front(), hashes, kCorpusGroup);
   for_each_known(hashes, [&](std::size_t shape) {
     merged_.clear();
     std::uint64_t total = 0;
@@ -162,8 +174,8 @@ void NextTokenModel::gather_corpora(const Corpora& corpora, const ContextHashes&
     for (const auto& corpus : corpora) corpus->visit(hashes.values[shape], add);
     if (merged_.empty()) return false;
     std::sort(merged_.begin(), merged_.end(), comes_before);
-    add_context({static_cast<std::uint32_t>(std::min<std::uint64_t>(total, UINT32_MAX)), merged_}, 2, shape);
-    if (shape < kNumDense) reach_[2] = static_cast<std::uint8_t>(shape + 1);
+    add_context({static_cast<std::uint32_t>(std::min<std::uint64_t>(total, UINT32_MAX)), merged_}, kCorpusGroup, shape);
+    if (shape < kNumDense) reach_[kCorpusGroup] = static_cast<std::uint8_t>(shape + 1);
     return true;
   });
 }
@@ -181,13 +193,51 @@ void NextTokenModel::gather_predicted(const PredictedOutput& predicted, const Pr
     rows_[at].source = Source::kPredicted;
     rows_[at].best_share = kPredictedScore;
     Context& context = contexts_[num_contexts_++];
-    context.input = static_cast<std::uint8_t>((i == 0 ? 1 : 2) * kGroupSize + kNumShapes);
+    context.input = static_cast<std::uint8_t>((i == 0 ? kSharedGroup : kRecycledGroup) * kGroupSize + kNumShapes);
     context.cells = MixingModel::prediction_cells(state.hypotheses[i].trust);
     context.num_edges = 1;
-    context.rows[0] = static_cast<std::uint8_t>(at);
+    context.rows[0] = static_cast<RowId>(at);
     context.count_steps[0] = 1;
-    has_third_group_ |= i > 0;
+    if (i > 0) num_groups_ = std::max<std::size_t>(num_groups_, kRecycledGroup + 1);
   }
+}
+
+// Of each context the latest word: this request's own, or else that of others.
+void NextTokenModel::gather_recycled(const RecycledTables& tables, const ContextHashes& hashes) {
+  if (!tables.own) return;
+  num_groups_ = std::max<std::size_t>(num_groups_, kRecycledGroup + 1);
+  const std::size_t count = std::min<std::size_t>(hashes.num_dense, kNumRecycledShapes);
+  for (std::size_t shape = 0; shape < count; ++shape) {
+    const std::uint64_t hash = hashes.values[shape];
+    const TopTokens* found = tables.fresh ? tables.fresh->find(hash) : nullptr;
+    if (!found) found = tables.own->find(hash);
+    TopTokens of_others;
+    if (!found && !tables.shared->find(hash, of_others)) continue;
+    add_recycled(found ? *found : of_others, shape, found != nullptr);
+  }
+}
+
+void NextTokenModel::add_recycled(const TopTokens& top, std::size_t shape, bool is_own) {
+  Context& context = contexts_[num_contexts_++];
+  context.input = static_cast<std::uint8_t>(kRecycledGroup * kGroupSize + shape);
+  context.cells = MixingModel::recycled_cells(shape, is_own, top.likelihoods[0]);
+  reach_[kRecycledGroup] = static_cast<std::uint8_t>(shape + 1);
+  std::size_t i = 0;
+  for (; i < kNumTop && top.likelihoods[i] > 0; ++i) {
+    const float prob = prob_of(top.likelihoods[i]);
+    if (prob < min_share_) break;
+    const std::uint32_t at = row_of(top.tokens[i]);
+    const float score = kRecycledWeights[shape] * prob;
+    scores_[at] += score;
+    Row& row = rows_[at];
+    if (score > row.best_share) {
+      row.best_share = score;
+      row.source = Source::kRecycled;
+    }
+    context.rows[i] = static_cast<RowId>(at);
+    context.count_steps[i] = top.likelihoods[i];
+  }
+  context.num_edges = static_cast<std::uint8_t>(i);
 }
 
 void NextTokenModel::add_context(const Continuations& found, std::size_t group, std::size_t shape) {
@@ -208,9 +258,9 @@ void NextTokenModel::add_context(const Continuations& found, std::size_t group, 
     Row& row = rows_[at];
     if (score > row.best_share) {
       row.best_share = score;
-      row.source = static_cast<Source>(group);
+      row.source = source_of(group);
     }
-    context.rows[i] = static_cast<std::uint8_t>(at);
+    context.rows[i] = static_cast<RowId>(at);
     context.count_steps[i] = static_cast<std::uint8_t>(MixingModel::count_step(edge.count));
   }
   context.num_edges = static_cast<std::uint8_t>(i);
@@ -218,7 +268,7 @@ void NextTokenModel::add_context(const Continuations& found, std::size_t group, 
 
 void NextTokenModel::begin_rows() {
   num_rows_ = 0;
-  has_third_group_ = false;
+  num_groups_ = kSharedGroup + 1;
   num_contexts_ = 0;
   reach_ = {};
   if (++epoch_ == 0) {  // wrapped: old marks could look new
@@ -252,7 +302,7 @@ void NextTokenModel::keep_best_rows() {
     if (num_kept_ == max_kept_ && !is_worse(kept_[max_kept_ - 1])) continue;
     std::size_t at = num_kept_ < max_kept_ ? num_kept_++ : max_kept_ - 1;
     for (; at > 0 && is_worse(kept_[at - 1]); --at) kept_[at] = kept_[at - 1];
-    kept_[at] = static_cast<std::uint8_t>(row);
+    kept_[at] = static_cast<RowId>(row);
   }
   for (std::size_t i = 0; i < num_kept_; ++i) rows_[kept_[i]].rank = static_cast<std::uint8_t>(i);
 }
@@ -277,10 +327,12 @@ void NextTokenModel::fill_inputs() {
 }
 
 void NextTokenModel::mix() {
-  if (has_third_group_) {
-    mix_inputs<kNumInputs>();
+  if (num_groups_ <= kRecycledGroup) {
+    mix_inputs<kRecycledGroup * kGroupSize>();
+  } else if (num_groups_ <= kCorpusGroup) {
+    mix_inputs<kCorpusGroup * kGroupSize>();
   } else {
-    mix_inputs<2 * kGroupSize>();
+    mix_inputs<kNumInputs>();
   }
 }
 
@@ -298,7 +350,7 @@ void NextTokenModel::mix_inputs() {
 // --- Lessons ---------------------------------------------------------------------------------------------------------
 
 void NextTokenModel::learn_cells(TokenId token) {
-  const auto is_it = [&](std::uint8_t row) { return rows_[row].token == token; };
+  const auto is_it = [&](RowId row) { return rows_[row].token == token; };
   const bool is_kept = std::any_of(kept_.begin(), kept_.begin() + num_kept_, is_it);
   for (std::size_t i = 0; i < num_contexts_; ++i) {
     const Context& context = contexts_[i];

@@ -9,8 +9,16 @@
 #include "corpus.h"
 #include "mixing_model.h"
 #include "predicted_output.h"
+#include "recycled_table.h"
 
 namespace pia {
+
+// What the model found likely in this request, lately and before, and in others. Null where nothing is recycled.
+struct RecycledTables {
+  const RecycledTable* fresh = nullptr;
+  const RecycledTable* own = nullptr;
+  const SharedRecycledTable* shared = nullptr;
+};
 
 // Where one request drafts from.
 struct DraftSources {
@@ -18,6 +26,8 @@ struct DraftSources {
   const ContextTable& shared;  // what other requests produced
   const PredictedOutput& predicted;
   const Corpora& corpora;
+  RecycledTables recycled;
+  bool reads_counts = true;  // of `own` and `shared`
 };
 
 struct Candidate {
@@ -48,8 +58,10 @@ class NextTokenModel {
 
  private:
   static constexpr std::size_t kMaxEdgesRead = 12;  // of each context, the most frequent
-  static constexpr std::size_t kMaxRows = kNumGroups * kNumShapes * kMaxEdgesRead + PredictedOutput::kNumHypotheses;
-  static_assert(kMaxRows <= 256);
+  static constexpr std::size_t kNumCountGroups = kNumGroups - 1;
+  static constexpr std::size_t kMaxRows = kNumCountGroups * kNumShapes * kMaxEdgesRead +
+                                          PredictedOutput::kNumHypotheses + kNumRecycledShapes * kNumTop;
+  using RowId = std::uint16_t;
   static constexpr std::uint8_t kNotKept = 0xff;
 
   // A token on its way to become a candidate. A quick guess, its score, decides which few are worth a closer look.
@@ -64,7 +76,7 @@ class NextTokenModel {
     std::uint8_t input;  // which of the inputs it feeds
     std::uint8_t num_edges;
     CellId cells;  // to which the step of a token's count is added
-    std::array<std::uint8_t, kMaxEdgesRead> rows;
+    std::array<RowId, kMaxEdgesRead> rows;
     std::array<std::uint8_t, kMaxEdgesRead> count_steps;
   };
   struct Mark {
@@ -76,6 +88,8 @@ class NextTokenModel {
   template <class Table>
   void gather_group(const Table& table, const ContextHashes& hashes, std::size_t group);
   void gather_corpora(const Corpora& corpora, const ContextHashes& hashes);
+  void gather_recycled(const RecycledTables& tables, const ContextHashes& hashes);
+  void add_recycled(const TopTokens& top, std::size_t shape, bool is_own);
   void gather_predicted(const PredictedOutput& predicted, const PredictedOutput::State& state);
   void add_context(const Continuations& found, std::size_t group, std::size_t shape);
   void begin_rows();
@@ -96,15 +110,15 @@ class NextTokenModel {
   std::array<float, kMaxRows> scores_;
   std::vector<Mark> marks_;  // token -> row, open addressing, emptied by a new epoch
   std::uint32_t epoch_ = 0;
-  std::array<Context, kNumGroups * kNumShapes + PredictedOutput::kNumHypotheses> contexts_;
+  std::array<Context, kNumCountGroups * kNumShapes + PredictedOutput::kNumHypotheses + kNumRecycledShapes> contexts_;
   std::size_t num_contexts_ = 0;
   Reach reach_{};
-  bool has_third_group_ = false;
+  std::size_t num_groups_ = 0;  // of inputs that are not zero
   std::vector<Edge> merged_;  // continuations in several corpora
   std::size_t max_edges_read_ = kMaxEdgesRead;
   float min_share_ = 0;
   std::size_t max_kept_ = kMaxCandidates;
-  std::array<std::uint8_t, kMaxCandidates> kept_;  // rows, best score first
+  std::array<RowId, kMaxCandidates> kept_;  // rows, best score first
   std::size_t num_kept_ = 0;
   alignas(64) std::array<Inputs, kMaxCandidates> inputs_;
   std::array<float, kMaxCandidates> probs_;

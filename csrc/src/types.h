@@ -50,6 +50,6 @@ struct Continuations {
 };
 
 // Who proposed a node.
-enum class Source : std::uint8_t { kOwn = 0, kShared = 1, kCorpus = 2, kPredicted = 3 };
+enum class Source : std::uint8_t { kOwn = 0, kShared = 1, kCorpus = 2, kPredicted = 3, kRecycled = 4, kJacobi = 5 };
 
 }  // namespace pia

@@ -10,6 +10,8 @@ from pia.errors import UnsupportedOptionError
 
 Shape = Literal["tree", "branches", "chain"]
 EngineName = Literal["auto", "eager", "graph", "compile"]
+SOURCES = ("cache", "recycled")
+"""What drafts can be made from."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,15 @@ class LookaheadConfig:
     corpora: tuple[str, ...] = ()
     """Corpora attached to the draft cache that are read as well, by name."""
 
+    sources: tuple[str, ...] = SOURCES
+    """What drafts are made from, in one tree: "cache", texts of this request and of others; "recycled", what the model
+    found likely where it stood before."""
+
+    jacobi: bool | JacobiConfig = False
+    """A Jacobi lookahead window rides in the same forward, as far as the hardware carries it for what it wins (with a
+    fixed budget: always), and its n-grams are drafted too; `True` takes the published sizes for the model. With
+    `sources=()` it drafts alone."""
+
     engine: EngineName = "auto"
     """What runs the steps: "eager" is the model as it is; "graph" captures them as CUDA graphs; "compile" compiles them
     (minutes, once; on CPUs kept on disk); "auto" takes the fastest that needs no long preparation. Where one cannot be
@@ -111,6 +122,11 @@ class LookaheadConfig:
         if not isinstance(self.namespace, str):
             raise UnsupportedOptionError(f"namespace must be text, got {self.namespace!r}")
         object.__setattr__(self, "corpora", _names("corpora", self.corpora))
+        object.__setattr__(self, "sources", _names("sources", self.sources))
+        if not isinstance(self.jacobi, (bool, JacobiConfig)):
+            raise UnsupportedOptionError(f"jacobi must be True, False or a JacobiConfig, got {self.jacobi!r}")
+        if not (self.sources or self.jacobi) or not set(self.sources) <= set(SOURCES):
+            raise UnsupportedOptionError(f"sources must be one or more of {', '.join(SOURCES)}, got {self.sources!r}")
 
     @classmethod
     def of(cls, **options: Any) -> LookaheadConfig:

@@ -12,6 +12,7 @@ from pia.drafting.jacobi import JacobiSession, JacobiSource
 from pia.drafting.jacobi_window import JacobiWindow
 from pia.drafting.shape import ancestors
 from pia.drafting.source import NoDrafts, PatientSession
+from pia.drafting.top_tokens import TopTokens
 from pia.drafting.tree import SOURCE_NAMES, DraftTree, TreeWalk
 
 _ALL = 10_000
@@ -37,7 +38,8 @@ def decode(session: JacobiSession, text: list[int], num_new: int) -> list[list[i
             emitted.append(answers[walk.node + 1])
             if not walk.follow(emitted[-1]):
                 break
-        session.recycle_window(answers[0], answers[1 + len(draft) :])
+        fed = draft.with_window(window)
+        session.recycle(fed, TopTokens(np.array(answers, np.int32)[:, None], np.ones((len(answers), 1), np.float16)))
         session.observe(emitted)
         text += emitted
         steps.append(emitted)
@@ -175,5 +177,6 @@ def test_a_window_left_out_stands_still():
     session.observe([4])
     whole = session.window(_ALL, _ALL)
     assert len(session.window(0, _ALL)) == 0
-    session.recycle_window(9, [])
+    assert session.num_top == 0
+    session.recycle(DraftTree.empty(), TopTokens(np.array([[9]], np.int32), np.ones((1, 1), np.float16)))
     assert session.window(_ALL, _ALL).token_ids.tolist() == whole.token_ids.tolist()

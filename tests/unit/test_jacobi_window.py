@@ -135,7 +135,7 @@ def test_keeps_its_form_whatever_is_fed(w, n, sizes, depth):
         assert all(parent < node for node, parent in enumerate(tree.parents))
         paths = [[5, *tree.token_ids[ancestors(tree.parents.tolist(), node)].tolist()] for node in range(len(tree))]
         answers = [1000 * number + node for node in range(len(tree))]
-        ngrams = window.update(5, 999, answers)
+        ngrams = window.update(5, 999, answers) if window.is_fed else []
         for ngram in ngrams:  # a path to a node, behind the guess at the text before it, and the answer there
             at = answers.index(ngram[-1]) if ngram[-1] in answers else -1
             path = paths[at] if at >= 0 else [5]

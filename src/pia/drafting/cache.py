@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -87,6 +87,7 @@ class DraftCache:
         request_id: str | None = None,
         predicted_ids: TokenSequence = (),
         corpora: Iterable[str] = (),
+        sources: Collection[str] = ("cache",),
     ) -> DraftSession:
         """Starts drafting for one request.
 
@@ -101,6 +102,8 @@ class DraftCache:
                 previous answer. Drafts follow it, and find their way back where the output departs from it.
             request_id: By which what this request teaches can be forgotten. Several may share one.
             corpora: Names of the attached corpora to draft from as well.
+            sources: "cache" drafts from the texts of this request and of others; "recycled" from what the model found
+                likely before, of which `DraftSession.recycle` has to be told.
 
         Raises:
             ValueError: If a token id lies outside the vocabulary, the request id is empty or too long, or no corpus of
@@ -109,7 +112,9 @@ class DraftCache:
         chosen = self._corpora.select(corpora) if corpora else []
         prompt, predicted = as_token_ids(prompt_ids), as_token_ids(predicted_ids)
         request = _checked_request_id(request_id)
-        return DraftSession(self._core.begin(prompt, list(stop_ids), namespace, request, predicted, chosen))
+        reads_counts, recycles = "cache" in sources, "recycled" in sources
+        core = self._core.begin(prompt, list(stop_ids), namespace, request, predicted, chosen, reads_counts, recycles)
+        return DraftSession(core, recycles=recycles)
 
     def insert(
         self,

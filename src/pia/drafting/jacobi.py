@@ -11,8 +11,9 @@ from pia import _core
 from pia.config import JacobiConfig
 from pia.drafting.guesses import GuessAcceptance, Guesses
 from pia.drafting.jacobi_window import JacobiWindow
-from pia.drafting.source import DraftSession, DraftSource, PatientSession
+from pia.drafting.source import DraftSession, DraftSource, PatientSession, RecyclingSession
 from pia.drafting.token_ids import as_token_ids
+from pia.drafting.top_tokens import TopTokens
 from pia.drafting.tree import DraftTree
 
 _CAPACITY = 1 << 16
@@ -56,6 +57,8 @@ class JacobiSession:
         self.pool = new_pool(config) if pool is None else pool
         self.inner = inner
         self._patient = inner if isinstance(inner, PatientSession) else None
+        self._recycling = inner if isinstance(inner, RecyclingSession) else None
+        self._inner_top = self._recycling.num_top if self._recycling is not None else 0
         self._acceptance = GuessAcceptance() if acceptance is None else acceptance
         self._window = JacobiWindow(config, prompt) if len(prompt) else None
         self._recent: list[int] = prompt[-config.ngram_size :].tolist()
@@ -73,13 +76,21 @@ class JacobiSession:
         """What to feed besides the draft: context for better guesses, never verified."""
         return self._window.nodes(max_nodes, max_depth) if self._window is not None else DraftTree.empty()
 
-    def recycle_window(self, next_of_root: int, next_ids: Sequence[int]) -> None:
-        """Takes in the likeliest tokens behind the last token and behind each window node that was fed.
+    @property
+    def num_top(self) -> int:
+        """How many likeliest tokens of each place it wants to know of this step: one where a window was fed."""
+        return max(self._inner_top, 1 if self._window is not None and self._window.is_fed else 0)
+
+    def recycle(self, fed: DraftTree, top: TopTokens) -> None:
+        """Takes in what was found likely behind the last token and behind each node; those of the window come last.
 
         To be told before the step's tokens are, for they move the root on.
         """
-        if self._window is not None:
-            self.pool.add(self._window.update(self._recent[-1], next_of_root, next_ids))
+        if self._window is not None and self._window.is_fed:
+            likeliest = top.ids[: len(fed) + 1, 0].tolist()
+            self.pool.add(self._window.update(self._recent[-1], likeliest[0], likeliest[1:]))
+        if self._recycling is not None and self._inner_top:
+            self._recycling.recycle(fed, top)
 
     def observe(self, token_ids: Sequence[int]) -> None:
         self._move_on(token_ids)

@@ -77,6 +77,11 @@ class JacobiWindow:
     def is_full(self) -> bool:
         return len(self._columns[-1]) == self._full_depth  # no column is deeper than those before it
 
+    @property
+    def is_fed(self) -> bool:
+        """Nodes were given, and what came of them was not told yet."""
+        return bool(self._fed)
+
     def nodes(self, max_nodes: int, max_depth: int) -> DraftTree:
         """As many columns as these limits hold, as a tree behind the current token, level by level."""
         depths = [len(column) for column in self._columns]
@@ -96,25 +101,28 @@ class JacobiWindow:
         return DraftTree(np.array(token_ids, np.int32), form.parents, np.zeros(size, np.float32), sources)
 
     def update(self, current_token: int, next_of_root: int, next_ids: Sequence[int]) -> list[list[int]]:
-        """Takes in a forward over the nodes that were given last.
+        """Takes in a forward over the nodes that were given last, once.
 
         Args:
             current_token: the root that they were fed behind.
             next_of_root: the likeliest token behind the root.
-            next_ids: the likeliest token behind each node.
+            next_ids: the likeliest token behind each node; other nodes may stand before them.
 
         Returns:
             the n-grams that this makes, N tokens each; none of columns that are not full.
         """
+        assert self.is_fed
         ngrams = []
+        form = self._form(self._fed)
+        next_ids = next_ids[len(next_ids) - len(form.places) :]
         self._columns[0][0] = current_token
-        for number, row in enumerate(self._form(self._fed).deepest if self._fed else ()):
+        for number, row in enumerate(form.deepest):
             column = self._columns[number]
             column.append(next_of_root if row < 0 else next_ids[row])
             if len(column) > self._full_depth:
                 ngrams.append(column)
                 self._columns[number] = column[1:]
-        if self._fed and len(self._columns) > self._window_size:
+        if len(self._columns) > self._window_size:
             del self._columns[0]
         self._fed = ()
         return ngrams

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 from typing import NamedTuple
 
+import numpy as np
+
 from pia import _core
 from pia.drafting.token_ids import TokenSequence, as_token_ids
+from pia.drafting.top_tokens import NUM_TOP, TopTokens
 from pia.drafting.tree import SOURCE_NAMES, DraftTree
 
 _MAX_OUTCOMES = 4
@@ -32,10 +35,12 @@ class KnownContext(NamedTuple):
 class DraftSession:
     """Drafts for one request; made by `DraftCache.begin`. For one thread at a time."""
 
-    __slots__ = ("_core",)
+    __slots__ = ("_core", "num_top")
 
-    def __init__(self, core: _core.Session) -> None:
+    def __init__(self, core: _core.Session, *, recycles: bool = False) -> None:
         self._core = core
+        self.num_top = NUM_TOP if recycles else 0
+        """How many likeliest tokens of each place it wants to know by `recycle`."""
 
     def propose(self, budget: int, max_depth: int = 32) -> DraftTree:
         """The tree of at most `budget` nodes most likely to be accepted after everything observed so far.
@@ -56,6 +61,18 @@ class DraftSession:
                 self._core.observe(token_ids)  # what a step emits: cheaper than by way of an array
                 return
         self._core.observe_array(as_token_ids(token_ids))
+
+    def recycle(self, fed: DraftTree, top: TopTokens) -> None:
+        """Takes note of what a forward found likely; to be called before `observe` or `advance` tell what was emitted.
+
+        Args:
+            fed: the nodes that were fed behind the last token.
+            top: likeliest tokens behind the last token and behind each node, `[1 + nodes, k]`.
+
+        Raises:
+            ValueError: If there are fewer rows than nodes, or the session has ended.
+        """
+        self._core.recycle(fed.token_ids, fed.parents, top.ids, top.probs.view(np.uint16))
 
     def advance(self, token_ids: list[int]) -> None:
         """The same as `observe`, but what the tokens teach is put off until `learn`; drafts go on behind them at once.

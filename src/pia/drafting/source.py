@@ -5,11 +5,12 @@ A source hands out one session a request, so that nothing of a request outlives 
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Sequence, Set
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from pia.drafting.top_tokens import TopTokens
 from pia.drafting.tree import DraftTree
 
 
@@ -51,6 +52,35 @@ class PatientSession(DraftSession, Protocol):
         ...
 
 
+@runtime_checkable
+class RecyclingSession(DraftSession, Protocol):
+    """A session that makes something of what each forward found likely."""
+
+    @property
+    def num_top(self) -> int:
+        """How many likeliest tokens of each place it wants to know; 0 for none."""
+        ...
+
+    def recycle(self, fed: DraftTree, top: TopTokens) -> None:
+        """Tells what was found likely behind the last token and behind each node fed, `[1 + nodes, k]`.
+
+        Called before `observe` or `advance` tell what was emitted.
+        """
+        ...
+
+
+@runtime_checkable
+class WindowedSession(RecyclingSession, Protocol):
+    """A session that wants nodes to be fed which are no drafts, for what the model finds likely behind them."""
+
+    def window(self, max_nodes: int, max_depth: int) -> DraftTree:
+        """At most `max_nodes` nodes, at most `max_depth` deep, to be fed behind the draft of this step.
+
+        They are the last nodes of the tree that `recycle` is then told of.
+        """
+        ...
+
+
 class DraftSource(Protocol):
     """Something that drafts, shared by all requests and threads."""
 
@@ -61,12 +91,13 @@ class DraftSource(Protocol):
         stop_ids: Set[int] = frozenset(),
         namespace: str = "",
         corpora: Sequence[str] = (),
+        sources: Collection[str] = ("cache",),
     ) -> DraftSession:
         """Opens a session for a request.
 
         `stop_ids` end a learned sequence; namespaces know nothing of each other; `corpora` are names of what is
-        attached. A source may also take `predicted_ids`, what the caller expects the output to be; it is handed on only
-        if given.
+        attached, and `sources` are those of `LookaheadConfig` that are wanted. A source may also take `predicted_ids`,
+        what the caller expects the output to be; it is handed on only if given.
         """
         ...
 
@@ -81,6 +112,7 @@ class NoDrafts:
         stop_ids: Set[int] = frozenset(),
         namespace: str = "",
         corpora: Sequence[str] = (),
+        sources: Collection[str] = ("cache",),
     ) -> NoDrafts:
         return self
 

@@ -71,19 +71,21 @@ class WindowPolicy:
         self.config = config
         self.worth = WindowWorth() if worth is None else worth
         self._table = None if curve is None else curve.table(num_rows * (1 + max_tree + config.num_nodes))
+        self._most_tokens = 0 if curve is None else curve.sizes[-1]
         self._share_fed = 0.0
         self._cost = 1.0
 
     def choose(self, num_nodes: int, num_rows: int = 1) -> int:
         """The most window nodes to feed in each row, behind trees of at most `num_nodes` nodes."""
-        whole = self.config.num_nodes
         if self._table is None:
-            return whole
+            return self.config.num_nodes
+        whole = self.config.num_nodes
         costs = self._table[num_rows - 1 :: num_rows] / self._table[num_rows - 1]
         behind = costs[num_nodes : num_nodes + whole + 1]
         extra = max(self.worth.rate, 1.0) * (behind - behind[0])  # [whole + 1], in tokens
         share = np.linspace(0.0, 1.0, whole + 1)
-        chosen = self._best(share, extra)
+        room = self._most_tokens // num_rows - 1 - num_nodes  # beyond what was measured, costs are guesses
+        chosen = self._best(share[: max(0, room) + 1], extra[: max(0, room) + 1])
         self._share_fed, self._cost = float(share[chosen]), float(behind[chosen])
         return chosen
 

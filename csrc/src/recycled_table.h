@@ -1,0 +1,119 @@
+// What the model itself found likely where it stood before: for the last one, two and four tokens, the likeliest next
+// tokens of the latest forward over them, whether it was text or a draft that came to nothing.
+//
+// Every forward yields these for each token it is fed, for free; so drafts can go on where nothing was ever written
+// (Token Recycling, Luo et al. 2024, arXiv 2408.08696, which keeps them by the last token).
+//
+// Buckets of a few entries, so that a full table forgets what lies in a new entry's way and nothing else. For one thread
+// at a time, or behind `SharedRecycledTable`'s lock.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "context_hash.h"
+#include "memory_meter.h"
+#include "rw_spin_lock.h"
+
+namespace pia {
+
+inline constexpr std::size_t kNumTop = 8;  // next tokens kept of a forward
+
+// By which contexts they are kept: the first so many shapes of kShapes.
+inline constexpr std::size_t kNumRecycledShapes = 3;
+
+// Probabilities in steps that are finer where drafts are likely; 0 stands for a token that is not among the likeliest.
+using Likelihood = std::uint8_t;
+inline constexpr std::array<float, 15> kLikelihoodEdges = {0.003f, 0.01f, 0.02f, 0.04f, 0.07f, 0.11f, 0.17f, 0.25f,
+                                                           0.35f,  0.5f,  0.65f, 0.8f,  0.9f,  0.96f, 0.99f};
+inline constexpr std::size_t kNumLikelihoods = kLikelihoodEdges.size() + 2;
+
+inline Likelihood likelihood_of(float prob) {
+  const auto at = std::upper_bound(kLikelihoodEdges.begin(), kLikelihoodEdges.end(), prob);
+  return static_cast<Likelihood>(1 + (at - kLikelihoodEdges.begin()));
+}
+
+// A probability that a step stands for.
+constexpr float prob_of(Likelihood step) {
+  if (step == 0) return 0.0f;
+  const float low = step == 1 ? 0.0f : kLikelihoodEdges[step - 2u];
+  const float high = step == kNumLikelihoods - 1 ? 1.0f : kLikelihoodEdges[step - 1u];
+  return 0.5f * (low + high);
+}
+
+// The likeliest next tokens, likeliest first; those behind a likelihood of 0 are none.
+struct TopTokens {
+  std::array<TokenId, kNumTop> tokens;
+  std::array<Likelihood, kNumTop> likelihoods;
+};
+
+class RecycledTable {
+ public:
+  // `max_bytes`: the table grows up to that; `meter` may refuse before.
+  RecycledTable(MemoryMeter& meter, std::size_t max_bytes) : meter_(meter), max_bytes_(max_bytes) {}
+  ~RecycledTable() { clear(); }
+  RecycledTable(const RecycledTable&) = delete;
+  RecycledTable& operator=(const RecycledTable&) = delete;
+
+  // Null if nothing is known of the context. Valid until the next change.
+  const TopTokens* find(std::uint64_t hash) const {
+    if (buckets_.empty()) return nullptr;
+    const Bucket& bucket = bucket_of(hash);
+    for (std::size_t i = 0; i < kBucketSize; ++i) {
+      if (bucket.hashes[i] == hash) return &bucket.entries[i];
+    }
+    return nullptr;
+  }
+
+  // Forgets what was known of the context before. Without memory, what lies in its way as well.
+  void put(std::uint64_t hash, const TopTokens& top);
+  // Takes over all that `other` knows.
+  void merge(const RecycledTable& other);
+  void clear();
+  // Forgets everything, and keeps the room for as much again.
+  void wipe();
+
+  // Calls `act(hash, top)` for each context.
+  template <class Act>
+  void for_each(Act&& act) const {
+    for (const Bucket& bucket : buckets_) {
+      for (std::size_t i = 0; i < kBucketSize; ++i) {
+        if (bucket.hashes[i] != kNone) act(bucket.hashes[i], bucket.entries[i]);
+      }
+    }
+  }
+
+  std::size_t num_bytes() const { return buckets_.size() * sizeof(Bucket); }
+
+ private:
+  static constexpr std::size_t kBucketSize = 4;
+  static constexpr std::uint64_t kNone = 0;  // no context hashes to that, or hardly
+  struct Bucket {
+    std::array<std::uint64_t, kBucketSize> hashes{};
+    std::array<TopTokens, kBucketSize> entries;
+  };
+
+  const Bucket& bucket_of(std::uint64_t hash) const { return buckets_[hash & (buckets_.size() - 1)]; }
+  bool try_put(std::uint64_t hash, const TopTokens& top);
+  bool grow();
+
+  MemoryMeter& meter_;
+  const std::size_t max_bytes_;
+  std::vector<Bucket> buckets_;  // a power of two
+};
+
+// One that many threads read while others take turns to write.
+class SharedRecycledTable {
+ public:
+  SharedRecycledTable(MemoryMeter& meter, std::size_t max_bytes) : table_(meter, max_bytes) {}
+
+  bool find(std::uint64_t hash, TopTokens& top) const;
+  void merge(const RecycledTable& other);
+  void clear();
+
+ private:
+  mutable RwSpinLock lock_;
+  RecycledTable table_;
+};
+
+}  // namespace pia

@@ -1,0 +1,13 @@
+// The likeliest next tokens of a row of logits, with their probabilities.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+namespace pia {
+
+// Fills `ids` and `halves` (probabilities as float16 bits), likeliest first; of equal logits the smaller id comes first.
+// The logits may hold -infinity; there are at least as many of them as ids are wanted, and some are finite.
+void top_tokens(std::span<const float> logits, std::span<std::int32_t> ids, std::span<std::uint16_t> halves);
+
+}  // namespace pia
