@@ -34,7 +34,7 @@ def jacobi_tokens(stats) -> int:
 @pytest.mark.parametrize("sources", SOURCES, ids="-".join)
 def test_greedy_output_is_that_of_plain_decoding(family, sources):
     num_window = num_accepted = 0
-    for number, prompt in enumerate(prompts(8, seed=41)):
+    for number, prompt in enumerate(prompts(6, seed=41)):
         config = JacobiConfig(window_size=3 + number, ngram_size=2 + number % 4, pool_from_prompt=number % 2 == 1)
         options = OPTIONS[number % len(OPTIONS)]
         expected = greedy(family, prompt, **options)
@@ -47,11 +47,11 @@ def test_greedy_output_is_that_of_plain_decoding(family, sources):
 
 
 @pytest.mark.parametrize("sources", SOURCES, ids="-".join)
-@pytest.mark.parametrize("setting", [{}, {"temperature": 0.7, "top_k": 5}, {"top_p": 0.8, "repetition_penalty": 1.2}])
+@pytest.mark.parametrize("setting", [{}, {"top_k": 20, "top_p": 0.9, "repetition_penalty": 1.2}])
 def test_sampling_stays_sampling(family, setting, sources):
     """The same seed gives plain decoding's text, another seed another; the reference can turn greedy (defect a)."""
     texts = set()
-    for seed in range(3):
+    for seed in range(2):
         prompt = prompts(1, seed=21)[0]
         texts_of_seed = []
         for lookahead in (None, pia.Lookahead(jacobi=SMALL, sources=sources, budget=30)):
@@ -121,7 +121,7 @@ def test_the_streamer_gets_every_token(llama):
     lookahead = alone(SMALL)
     out = greedy(llama, prompt, 60, custom_generate=lookahead, streamer=streamer)
     assert lookahead.last_stats.num_accepted > 0
-    assert streamer.pieces == [[int(token)] for token in out[0, prompt.shape[1] :]] + [None]
+    assert streamer.pieces == [prompt[0].tolist(), *([token] for token in out[0, prompt.shape[1] :].tolist()), None]
 
 
 def test_rows_of_a_batch_have_windows_of_their_own(llama):
@@ -177,5 +177,5 @@ def test_without_trees_there_is_no_window(llama, options):
 
 @pytest.mark.parametrize("options", [{"jacobi": 7}, {"sources": ()}, {"jacobi": False, "sources": ()}])
 def test_options_are_checked(options):
-    with pytest.raises(UnsupportedOptionError, match="jacobi|sources"):
+    with pytest.raises(UnsupportedOptionError, match=r"jacobi|sources"):
         pia.Lookahead(**options)
