@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any, get_args
 
-from pia.config import EngineName
+from pia.config import EngineName, JacobiConfig
+from pia.errors import UnsupportedOptionError
 
 if TYPE_CHECKING:
     from pia.lookahead import Lookahead
@@ -46,6 +47,7 @@ def add_drafting(parser: argparse.ArgumentParser) -> None:
     """Drafts and where they come from."""
     group = parser.add_argument_group("drafts")
     add_budget(group)
+    add_jacobi(group)
     add_exact(group)
     add_engine(group)
     group.add_argument("--cache", metavar="FILE", help="start from this draft cache (demo: from the one it comes with)")
@@ -61,6 +63,15 @@ def add_budget(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--max-depth", type=positive, default=64, metavar="N", help="most tokens of a draft's path (64)"
     )
+
+
+def add_jacobi(parser: argparse._ActionsContainer) -> None:
+    """Whether a lookahead window rides along."""
+    parser.add_argument(
+        "--jacobi", nargs="?", const=True, default=False, type=_jacobi, metavar="W,N,G",
+        help="a Jacobi lookahead window rides along where it pays: columns, tokens of an n-gram, n-grams of each first "
+        "token (if not given, as published for the model's size)",
+    )  # fmt: skip
 
 
 def add_exact(parser: argparse._ActionsContainer) -> None:
@@ -113,7 +124,7 @@ def new_lookahead(args: argparse.Namespace) -> Lookahead:
     """A `Lookahead` for the drafting options."""
     from pia.lookahead import Lookahead
 
-    options = {name: getattr(args, name) for name in ("budget", "max_depth", "exact", "engine", "namespace")}
+    options = {name: getattr(args, name) for name in ("budget", "max_depth", "jacobi", "exact", "engine", "namespace")}
     return Lookahead(load_cache(args), recorder=_recorder(args), corpora=dict(args.corpus), **options)
 
 
@@ -171,6 +182,19 @@ def _at_least(least: int, text: str) -> int:
 def _budget(text: str) -> int | str:
     """Reads "auto" or a number of draft nodes."""
     return "auto" if text == "auto" else natural(text)
+
+
+def _jacobi(text: str) -> JacobiConfig:
+    """Reads W,N,G."""
+    try:
+        window_size, ngram_size, max_ngrams = map(int, text.split(","))
+        return JacobiConfig(window_size=window_size, ngram_size=ngram_size, max_ngrams=max_ngrams)
+    except UnsupportedOptionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not W,N,G, as in 15,5,15; for the published sizes give nothing, and another option next"
+        ) from None
 
 
 def _temperature(text: str) -> float:

@@ -16,8 +16,10 @@ from pia.decoding.drafter import Drafter
 from pia.decoding.overlap import Overlap, commit
 from pia.decoding.request import Request
 from pia.decoding.stats import Step
+from pia.decoding.window import observe_windows, with_windows
 from pia.drafting.budget import BudgetPolicy
 from pia.drafting.tree import DraftTree
+from pia.drafting.window_policy import WindowPolicy
 from pia.models.runner import Runner
 
 
@@ -43,7 +45,9 @@ class _Times(NamedTuple):
     hidden: float = 0.0
 
 
-def decode_steps(runner: Runner, rows: Sequence[Row], policy: BudgetPolicy) -> Generator[Step, None, None]:
+def decode_steps(
+    runner: Runner, rows: Sequence[Row], policy: BudgetPolicy, windows: WindowPolicy | None = None
+) -> Generator[Step, None, None]:
     """Decodes requests together, one forward a step, the prefill first. Each step is yielded row by row.
 
     A row's session ends with the row: learned from if the request came to its end, without a trace if it was broken
@@ -60,7 +64,7 @@ def decode_steps(runner: Runner, rows: Sequence[Row], policy: BudgetPolicy) -> G
             yield from steps
             if not active:
                 return
-            steps = _step(runner, active, policy, ended)
+            steps = _step(runner, active, policy, ended, windows)
     finally:
         commit(ended, policy)
         for row in rows:
@@ -95,30 +99,40 @@ def _prefill(runner: Runner, rows: Sequence[Row], policy: BudgetPolicy) -> list[
     _recycle(rows, trees, top)
     _learn(rows, policy, trees, walks, is_put_off=runner.is_asynchronous)
     times = _Times(0.0, forwarded - start, walked - forwarded, perf_counter() - walked)
-    return _steps(rows, trees, walks, times, is_prefill=True)
+    return _steps(rows, trees, trees, walks, times, is_prefill=True)
 
 
 @torch.no_grad()
-def _step(runner: Runner, rows: Sequence[Row], policy: BudgetPolicy, ended: list[Drafter]) -> list[Step]:
+def _step(
+    runner: Runner,
+    rows: Sequence[Row],
+    policy: BudgetPolicy,
+    ended: list[Drafter],
+    windows: WindowPolicy | None,
+) -> list[Step]:
     """Draft, verify, accept, keep, learn; a device of its own leaves time to learn while it verifies the next draft."""
     start = perf_counter()
     trees = _draft(rows, policy)
+    requests, drafters = [row.request for row in rows], [row.drafter for row in rows]
+    fed = with_windows(requests, drafters, trees, windows) if windows is not None else trees
     drafted = perf_counter()
-    overlap = Overlap([row.request for row in rows], [row.drafter for row in rows], trees, policy, ended)
+    overlap = Overlap(requests, drafters, trees, policy, ended)
     last_ids = [row.request.token_ids[-1] for row in rows]
-    logits = runner.forward(last_ids, trees, overlap) if runner.is_asynchronous else runner.forward(last_ids, trees)
+    logits = runner.forward(last_ids, fed, overlap) if runner.is_asynchronous else runner.forward(last_ids, fed)
     forwarded = perf_counter()
     top = _top_tokens(rows, logits)
     walks = _accept(rows, trees, logits)
     walked = perf_counter()
     runner.keep([walk.rows for walk in walks])
-    _recycle(rows, trees, top)
+    _recycle(rows, fed, top)
     _learn(rows, policy, trees, walks, is_put_off=runner.is_asynchronous)
+    if windows is not None:
+        observe_windows(windows, trees, fed, walks)
     launch_s = overlap.started_at - drafted if overlap.started_at is not None else 0.0
     times = _Times(
         drafted - start, forwarded - drafted, walked - forwarded, perf_counter() - walked, launch_s, overlap.seconds
     )
-    return _steps(rows, trees, walks, times)
+    return _steps(rows, trees, fed, walks, times)
 
 
 def _draft(rows: Sequence[Row], policy: BudgetPolicy) -> list[DraftTree]:
@@ -168,6 +182,7 @@ def _learn(
 def _steps(
     rows: Sequence[Row],
     trees: Sequence[DraftTree],
+    fed: Sequence[DraftTree],
     walks: Sequence[Accepted],
     times: _Times,
     is_prefill: bool = False,
@@ -179,6 +194,7 @@ def _steps(
             token_ids=walk.token_ids,
             sources=walk.sources,
             num_nodes=len(tree),
+            num_window=len(fed_tree) - len(tree),
             draft_s=share.draft,
             forward_s=share.forward,
             accept_s=share.accept,
@@ -191,5 +207,5 @@ def _steps(
             is_prepared=row.drafter.was_prepared,
             num_prepared=row.drafter.num_prepared,
         )
-        for row, tree, walk in zip(rows, trees, walks, strict=True)
+        for row, tree, fed_tree, walk in zip(rows, trees, fed, walks, strict=True)
     ]
