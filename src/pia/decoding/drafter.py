@@ -17,7 +17,7 @@ from pia.drafting.tree import DraftTree
 
 _NO_DRAFT = DraftTree.empty()
 _MOST_NODES = 1024
-"""No step verifies more, whatever the budget: masks grow with the square, and the last of so many are next to never right."""
+"""No step verifies more, whatever the budget: masks grow with the square, and so late a node is hardly ever right."""
 
 
 class Drafter:
