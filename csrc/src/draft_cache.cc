@@ -185,6 +185,7 @@ std::optional<std::string> DraftCache::find_fault() const {
   for (const auto& space : all()) {
     const std::lock_guard reading(space->writer);
     if (auto fault = space->table.find_fault()) return fault;
+    if (!space->recycled.is_sound()) return "a recycled context lies where nobody looks";
     std::size_t num_tokens = 0;
     for (const auto& [age, sequence] : space->log.sequences()) num_tokens += sequence.tokens.size();
     if (num_tokens != space->log.num_tokens()) return "the log has lost count of its tokens";

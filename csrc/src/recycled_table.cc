@@ -74,6 +74,21 @@ void RecycledTable::wipe() {
   for (Bucket& bucket : buckets_) bucket.hashes.fill(kNone);
 }
 
+bool RecycledTable::is_sound() const {
+  for (const Bucket& bucket : buckets_) {
+    for (std::size_t i = 0; i < kBucketSize; ++i) {
+      const std::uint64_t hash = bucket.hashes[i];
+      if (hash != kNone && (&bucket_of(hash) != &bucket || find(hash) != &bucket.entries[i])) return false;
+    }
+  }
+  return true;
+}
+
+bool SharedRecycledTable::is_sound() const {
+  const SharedGuard guard(&lock_);
+  return table_.is_sound();
+}
+
 bool SharedRecycledTable::find(std::uint64_t hash, TopTokens& top) const {
   const SharedGuard guard(&lock_);
   const TopTokens* found = table_.find(hash);

@@ -84,6 +84,8 @@ class RecycledTable {
   }
 
   std::size_t num_bytes() const { return buckets_.size() * sizeof(Bucket); }
+  // Whether every context lies where it is looked for, once.
+  bool is_sound() const;
 
  private:
   static constexpr std::size_t kBucketSize = 4;
@@ -108,6 +110,7 @@ class SharedRecycledTable {
   SharedRecycledTable(MemoryMeter& meter, std::size_t max_bytes) : table_(meter, max_bytes) {}
 
   bool find(std::uint64_t hash, TopTokens& top) const;
+  bool is_sound() const;
   void merge(const RecycledTable& other);
   void clear();
 

@@ -160,7 +160,12 @@ class Program {
     auto stops = stop_ids();
     auto name = space();
     auto id = request();
-    sessions_.push_back(cache_->begin(prompt, std::move(stops), std::move(name), std::move(id), predicted, corpora()));
+    const auto attached = corpora();
+    const std::uint32_t choice = bytes_.byte();
+    pia::DraftOptions options{(choice & 3) != 1, (choice & 3) != 2, nullptr};
+    if (choice & 4) options.pool = pool_;
+    sessions_.push_back(
+        cache_->begin(prompt, std::move(stops), std::move(name), std::move(id), predicted, attached, options));
   }
 
   // Does what may be done to a session under way only; one that has ended must say so.
@@ -201,17 +206,33 @@ class Program {
         last = static_cast<std::int32_t>(i);
       }
       accepted.push_back(bonus);
-      if (length % 2) return session->observe(accepted);
       Text fed;
       std::vector<std::int32_t> parents;
       for (const auto& node : nodes) {
         fed.push_back(node.token);
         parents.push_back(node.parent);
       }
+      session->recycle({fed, parents}, likeliest(fed.size() + 1));
+      pool_->add(Text{bonus, token_of(bonus + 1), token_of(bonus + 2)});
+      if (length % 2) return session->observe(accepted);
       session->learn();
       session->prepare({fed, parents}, 40, 12, bonus % 6);
       session->advance(accepted);
     });
+  }
+
+  // What a model may find likely: a few tokens at each place, fewer than eight at some.
+  std::vector<pia::TopTokens> likeliest(std::size_t num_places) {
+    std::vector<pia::TopTokens> top(num_places);
+    std::uint32_t random = bytes_.byte();
+    for (auto& place : top) {
+      for (std::size_t i = 0; i < pia::kNumTop; ++i) {
+        random = random * 1664525u + 1013904223u;
+        place.tokens[i] = token_of(static_cast<std::uint8_t>(random >> 24));
+        place.likelihoods[i] = static_cast<pia::Likelihood>(i < random % 9 ? (random >> 8) % pia::kNumLikelihoods : 0);
+      }
+    }
+    return top;
   }
 
   void wait(DraftSession* session) {
@@ -281,6 +302,7 @@ class Program {
   Bytes bytes_;
   std::shared_ptr<DraftCache> cache_;
   std::vector<std::unique_ptr<DraftSession>> sessions_;
+  const std::shared_ptr<pia::NgramPool> pool_ = std::make_shared<pia::NgramPool>(3, 4, 64);
   std::vector<Text> texts_;
   std::size_t num_tokens_ = 0;
   bool has_learned_much_ = false;

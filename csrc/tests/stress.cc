@@ -83,6 +83,24 @@ void learn_much(const std::shared_ptr<DraftCache>& cache, std::mt19937& random) 
   cache->forget("bulk 1", "tenant 2");
 }
 
+// What a model may find likely behind each node.
+void recycle(pia::DraftSession& session, std::span<const pia::DraftNode> nodes, std::mt19937& random) {
+  std::vector<pia::TokenId> tokens;
+  std::vector<std::int32_t> parents;
+  for (const auto& node : nodes) {
+    tokens.push_back(node.token);
+    parents.push_back(node.parent);
+  }
+  std::vector<pia::TopTokens> top(nodes.size() + 1);
+  for (auto& place : top) {
+    for (std::size_t i = 0; i < pia::kNumTop; ++i) {
+      place.tokens[i] = random() % 97;
+      place.likelihoods[i] = static_cast<pia::Likelihood>(1 + random() % (pia::kNumLikelihoods - 1));
+    }
+  }
+  session.recycle({tokens, parents}, top);
+}
+
 void run_requests(const std::shared_ptr<DraftCache>& cache, const pia::Corpora& corpora, unsigned seed,
                   int num_requests) {
   std::mt19937 random(seed);
@@ -93,12 +111,14 @@ void run_requests(const std::shared_ptr<DraftCache>& cache, const pia::Corpora& 
     const auto output = random_text(random, 80);
     const auto first_corpora = corpora.begin() + static_cast<std::ptrdiff_t>(random() % (corpora.size() + 1));
     const auto session = cache->begin(random_text(random, prompt), {96}, space, request, predicted_text(random, output),
-                                      {first_corpora, corpora.end()});
+                                      {first_corpora, corpora.end()}, {random() % 4 != 0, random() % 4 != 0, nullptr});
     std::size_t num_seen = 0;
     for (int step = 0; step < 20; ++step) {
       const std::size_t budget = random() % 40;
       const std::uint32_t max_depth = 1 + random() % 32;
-      check_tree(session->propose(budget, max_depth), budget, max_depth);
+      const auto nodes = session->propose(budget, max_depth);
+      check_tree(nodes, budget, max_depth);
+      recycle(*session, nodes, random);
       const std::size_t count = std::min<std::size_t>(random() % 8, output.size() - num_seen);
       const pia::Tokens emitted = pia::Tokens(output).subspan(num_seen, count);
       if (random() % 2) {

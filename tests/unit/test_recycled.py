@@ -100,7 +100,10 @@ def test_others_go_on_from_it_until_it_is_forgotten(forget):
     session.recycle(DraftTree.chain([5]), likely([5, 6], [7, 8]))
     session.observe([5])
     session.end(commit=True)
-    drafts = lambda space: paths(cache.begin([9, 5], sources=ALONE, namespace=space).propose(2))  # noqa: E731
+
+    def drafts(space):
+        return paths(cache.begin([9, 5], sources=ALONE, namespace=space).propose(2))
+
     assert drafts("us") == {(7,), (8,)}
     assert drafts("them") == set()
     forget(cache)
@@ -155,8 +158,8 @@ def test_what_makes_no_sense_is_refused():
     session = DraftCache().begin([1, 2], sources=ALONE)
     with pytest.raises(ValueError, match="for the text and each node"):
         session.recycle(DraftTree.chain([5]), likely([5, 6]))
+    bad = DraftTree(*(np.array([3], kind) for kind in (np.int32, np.int32, np.float32, np.uint8)))
     with pytest.raises(ValueError, match="come before their children"):
-        bad = DraftTree(*(np.array([3], kind) for kind in (np.int32, np.int32, np.float32, np.uint8)))
         session.recycle(bad, likely([5, 6], [5, 6]))
     session.end(commit=False)
     with pytest.raises(ValueError, match="has ended"):
