@@ -70,12 +70,13 @@ class Turn {
 std::unique_ptr<DraftSession> begin(DraftCache& cache, const TokenArray& prompt,
                                     const std::vector<std::int64_t>& stop_ids, const std::string& space,
                                     const std::string& request, const TokenArray& predicted,
-                                    const Corpora& corpora, bool reads_counts, bool recycles) {
+                                    const Corpora& corpora, bool reads_counts, bool recycles,
+                                    std::shared_ptr<const pia::NgramPool> pool) {
   const Tokens tokens = checked(prompt, cache.vocab_size());
   const Tokens expected = checked(predicted, cache.vocab_size());
   const auto stops = checked(stop_ids, 0);
   const nb::gil_scoped_release released;
-  return cache.begin(tokens, stops, space, request, expected, corpora, {reads_counts, recycles});
+  return cache.begin(tokens, stops, space, request, expected, corpora, {reads_counts, recycles, std::move(pool)});
 }
 
 void learn(DraftCache& cache, const TokenArray& text, const std::vector<std::int64_t>& stop_ids,
@@ -325,7 +326,7 @@ NB_MODULE(_core, module) {
       .def_static("create", [](std::size_t max_bytes) { return std::make_shared<DraftCache>(max_bytes); },
                   "max_bytes"_a)
       .def("begin", &begin, "prompt"_a, "stop_ids"_a, "namespace"_a, "request"_a, "predicted"_a, "corpora"_a,
-           "reads_counts"_a, "recycles"_a)
+           "reads_counts"_a, "recycles"_a, "pool"_a.none())
       .def("learn", &learn, "text"_a, "stop_ids"_a, "namespace"_a, "request"_a)
       .def("learn_many", &learn_many, "text"_a, "lengths"_a, "owners"_a, "requests"_a, "namespace"_a)
       .def("forget", &DraftCache::forget, "request"_a, "namespace"_a, released())

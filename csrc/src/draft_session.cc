@@ -173,7 +173,7 @@ DraftSources DraftSession::sources(const Own& own, Recycled recycled) const {
   if (options_.recycles) {
     tables = {recycled == Recycled::kAll ? &own.fresh : nullptr, &own.recycled, &shared_->recycled};
   }
-  return {own.table, shared_->table, own.predicted, corpora_, tables, options_.reads_counts};
+  return {own.table, shared_->table, own.predicted, corpora_, tables, options_.pool.get(), options_.reads_counts};
 }
 
 std::span<const DraftNode> DraftSession::propose(std::size_t budget, std::uint32_t max_depth) {
@@ -223,7 +223,7 @@ std::size_t DraftSession::prepare(const FedDraft& fed, std::size_t budget, std::
                                   std::size_t max_outcomes) {
   Own& own = running();
   own.drop_prepared();
-  if (options_.recycles) return 0;  // what this forward finds likely belongs into the next draft
+  if (options_.recycles || options_.pool) return 0;  // what this forward finds likely belongs into the next draft
   const DraftSources known = sources(own, Recycled::kAll);
   // Some of what a larger tree has more are children of each other, which are no outcomes of this forward.
   const Draft grown = own.draft_behind({}, known, fed.tokens.size() + 2 * max_outcomes, max_depth + 1);

@@ -39,7 +39,12 @@ constexpr std::size_t kNumPredictionCells = kNumTrusts * 2;
 constexpr std::size_t kFirstRecycledCell = kNumCountCells + kNumPredictionCells;
 constexpr std::size_t kNumTops = 4;  // how likely the likeliest token is, coarsely
 constexpr std::size_t kNumRecycledCells = kNumRecycledShapes * 2 * kNumTops * kNumLikelihoods;
-constexpr std::size_t kNumCells = kFirstRecycledCell + kNumRecycledCells;
+constexpr std::size_t kFirstPoolCell = kFirstRecycledCell + kNumRecycledCells;
+constexpr std::size_t kNumMatchLengths = 4;  // the last one stands for all longer ones
+constexpr std::size_t kNumWays = 4;          // one, two, some, many
+constexpr std::size_t kNumRecencies = 8;     // 0: not in the pool
+constexpr std::size_t kNumPoolCells = kNumMatchLengths * kNumWays * kNumRecencies;
+constexpr std::size_t kNumCells = kFirstPoolCell + kNumPoolCells;
 
 constexpr std::uint32_t kTabled = 256;
 
@@ -96,6 +101,12 @@ float first_recycled_guess(std::size_t shape, Likelihood likelihood) {
   return likelihood == 0 ? kUnseenProb : kTrust[shape] * prob_of(likelihood);
 }
 
+// The n-gram used last is the likeliest to be right, and the longer the match the more.
+float first_pool_guess(std::size_t match_length, std::size_t recency) {
+  if (recency == 0) return kUnseenProb;
+  return (0.25f + 0.1f * static_cast<float>(match_length)) / static_cast<float>(recency);
+}
+
 void add(std::atomic<float>& to, float value) {
   to.store(to.load(std::memory_order_relaxed) + value, std::memory_order_relaxed);
 }
@@ -144,6 +155,9 @@ MixingModel::MixingModel() : cells_(kNumCells), log_odds_(kNumCells) {
     const std::size_t shape = i / (2 * kNumTops * kNumLikelihoods);
     set(kFirstRecycledCell + i, first_recycled_guess(shape, static_cast<Likelihood>(i % kNumLikelihoods)));
   }
+  for (std::size_t i = 0; i < kNumPoolCells; ++i) {
+    set(kFirstPoolCell + i, first_pool_guess(i / (kNumWays * kNumRecencies), i % kNumRecencies));
+  }
   for (auto& weights : by_reach_) set_first_weights(weights);
   for (auto& weights : by_recycled_reach_) set_first_weights(weights);
   for (auto& weights : by_corpus_reach_) set_first_weights(weights);
@@ -172,6 +186,16 @@ CellId MixingModel::prediction_cells(Trust trust) {
 CellId MixingModel::recycled_cells(std::size_t shape, bool is_own, Likelihood likeliest) {
   const std::size_t top = std::min<std::size_t>(likeliest * kNumTops / kNumLikelihoods, kNumTops - 1);
   return static_cast<CellId>(kFirstRecycledCell + ((shape * 2 + is_own) * kNumTops + top) * kNumLikelihoods);
+}
+
+CellId MixingModel::pool_cells(std::size_t match_length, std::size_t num_ways) {
+  const std::size_t length = std::min(match_length, kNumMatchLengths) - 1;
+  const std::size_t ways = num_ways < 3 ? num_ways - 1 : num_ways < 6 ? 2 : 3;
+  return static_cast<CellId>(kFirstPoolCell + (length * kNumWays + ways) * kNumRecencies);
+}
+
+std::uint8_t MixingModel::recency_step(std::size_t rank) {
+  return static_cast<std::uint8_t>(std::min(rank + 1, kNumRecencies - 1));
 }
 
 Inputs MixingModel::Weights::at(const Reach& reach) const {

@@ -26,7 +26,10 @@ namespace pia {
 enum Group : std::size_t { kOwnGroup, kSharedGroup, kRecycledGroup, kCorpusGroup, kNumGroups };
 inline constexpr std::size_t kGroupSize = 8;
 inline constexpr std::size_t kNumInputs = kNumGroups * kGroupSize;
-static_assert(kNumShapes < kGroupSize && kNumRecycledShapes < kGroupSize);
+static_assert(kNumShapes < kGroupSize && kNumRecycledShapes + 1 < kGroupSize);
+
+// Behind the recycled contexts, what the n-grams of a lookahead window say.
+inline constexpr std::size_t kPoolInput = kRecycledGroup * kGroupSize + kNumRecycledShapes;
 
 // The last input of the first group is constant; those of the next two speak of a predicted output.
 inline constexpr std::size_t kBiasInput = kGroupSize - 1;
@@ -65,6 +68,11 @@ class MixingModel {
   // The cells of a context with recycled tokens, of this request or of others, whose likeliest is so likely: the first of a
   // row, to which a token's likelihood is added.
   static CellId recycled_cells(std::size_t shape, bool is_own, Likelihood likeliest);
+
+  // The cells of n-grams in a pool that begin with so many of the last tokens and go on in so many ways, likewise; to which
+  // a token's `recency_step` is added, its rank among them by use.
+  static CellId pool_cells(std::size_t match_length, std::size_t num_ways);
+  static std::uint8_t recency_step(std::size_t rank);
 
   float log_odds(CellId cell) const { return log_odds_[cell].load(std::memory_order_relaxed); }
   void copy_weights(Weights& weights) const;

@@ -42,6 +42,9 @@ constexpr float kMinError = 0.01f;
 // How much the model's own word counts in the quick guess, by shape.
 constexpr std::array<float, kNumRecycledShapes> kRecycledWeights = {0.5f, 1.5f, 2.5f};
 
+// And an n-gram of a pool, for each token that it shares with the text.
+constexpr float kPoolWeight = 0.5f;
+
 constexpr Source source_of(std::size_t group) {
   return group == kOwnGroup ? Source::kOwn : group == kSharedGroup ? Source::kShared : Source::kCorpus;
 }
@@ -129,6 +132,7 @@ void NextTokenModel::gather(Tokens recent, const PredictedOutput::State& state, 
     hashes.for_each([&](std::uint64_t hash) { sources.shared.prefetch(hash); });
   }
   gather_recycled(sources.recycled, hashes);
+  if (sources.pool) gather_pool(*sources.pool, recent);
   gather_predicted(sources.predicted, state);
   if (sources.reads_counts) {
     for_each_known(hashes, [&](std::size_t shape) { return sources.shared.prefetch_edges(hashes.values[shape]); });
@@ -218,52 +222,60 @@ void NextTokenModel::gather_recycled(const RecycledTables& tables, const Context
 }
 
 void NextTokenModel::add_recycled(const TopTokens& top, std::size_t shape, bool is_own) {
-  Context& context = contexts_[num_contexts_++];
-  context.input = static_cast<std::uint8_t>(kRecycledGroup * kGroupSize + shape);
-  context.cells = MixingModel::recycled_cells(shape, is_own, top.likelihoods[0]);
+  Context& context = begin_context(kRecycledGroup * kGroupSize + shape,
+                                   MixingModel::recycled_cells(shape, is_own, top.likelihoods[0]));
   reach_[kRecycledGroup] = static_cast<std::uint8_t>(shape + 1);
-  std::size_t i = 0;
-  for (; i < kNumTop && top.likelihoods[i] > 0; ++i) {
+  for (std::size_t i = 0; i < kNumTop && top.likelihoods[i] > 0; ++i) {
     const float prob = prob_of(top.likelihoods[i]);
     if (prob < min_share_) break;
-    const std::uint32_t at = row_of(top.tokens[i]);
-    const float score = kRecycledWeights[shape] * prob;
-    scores_[at] += score;
-    Row& row = rows_[at];
-    if (score > row.best_share) {
-      row.best_share = score;
-      row.source = Source::kRecycled;
-    }
-    context.rows[i] = static_cast<RowId>(at);
-    context.count_steps[i] = top.likelihoods[i];
+    offer(context, top.tokens[i], kRecycledWeights[shape] * prob, Source::kRecycled, top.likelihoods[i]);
   }
-  context.num_edges = static_cast<std::uint8_t>(i);
+}
+
+// What n-grams say that begin with the most of the last tokens.
+void NextTokenModel::gather_pool(const NgramPool& pool, Tokens recent) {
+  num_groups_ = std::max<std::size_t>(num_groups_, kRecycledGroup + 1);
+  const NgramPool::NextTokens next = pool.next_tokens(recent);
+  if (next.num == 0) return;
+  Context& context = begin_context(kPoolInput, MixingModel::pool_cells(next.match_length, next.num));
+  const float weight = kPoolWeight * static_cast<float>(next.match_length);
+  for (std::size_t i = 0; i < std::min<std::size_t>(next.num, max_edges_read_); ++i) {
+    offer(context, next.tokens[i], weight / static_cast<float>(i + 1), Source::kJacobi, MixingModel::recency_step(i));
+  }
 }
 
 void NextTokenModel::add_context(const Continuations& found, std::size_t group, std::size_t shape) {
-  Context& context = contexts_[num_contexts_++];
-  context.input = static_cast<std::uint8_t>(group * kGroupSize + shape);
-  context.cells =
-      MixingModel::cells_of(group, shape, found.total, static_cast<std::uint32_t>(found.edges.size()));
+  const auto num_edges = static_cast<std::uint32_t>(found.edges.size());
+  Context& context =
+      begin_context(group * kGroupSize + shape, MixingModel::cells_of(group, shape, found.total, num_edges));
   const float share = kQuickWeights[shape] * reciprocal(found.total + 1);
   const auto min_count = static_cast<std::uint32_t>(min_share_ * static_cast<float>(found.total));
-  const std::size_t num_edges = std::min(found.edges.size(), max_edges_read_);
-  std::size_t i = 0;
-  for (; i < num_edges; ++i) {
-    const Edge edge = found.edges[i];
+  for (const Edge edge : found.edges.first(std::min<std::size_t>(num_edges, max_edges_read_))) {
     if (edge.count < min_count) break;
-    const std::uint32_t at = row_of(edge.token);
-    const float score = share * static_cast<float>(edge.count);
-    scores_[at] += score;
-    Row& row = rows_[at];
-    if (score > row.best_share) {
-      row.best_share = score;
-      row.source = source_of(group);
-    }
-    context.rows[i] = static_cast<RowId>(at);
-    context.count_steps[i] = static_cast<std::uint8_t>(MixingModel::count_step(edge.count));
+    const auto step = static_cast<std::uint8_t>(MixingModel::count_step(edge.count));
+    offer(context, edge.token, share * static_cast<float>(edge.count), source_of(group), step);
   }
-  context.num_edges = static_cast<std::uint8_t>(i);
+}
+
+NextTokenModel::Context& NextTokenModel::begin_context(std::size_t input, CellId cells) {
+  Context& context = contexts_[num_contexts_++];
+  context.input = static_cast<std::uint8_t>(input);
+  context.num_edges = 0;
+  context.cells = cells;
+  return context;
+}
+
+// One more token that a context speaks for, so much in the quick guess, and by this step of its cells.
+void NextTokenModel::offer(Context& context, TokenId token, float score, Source source, std::uint8_t step) {
+  const std::uint32_t at = row_of(token);
+  scores_[at] += score;
+  Row& row = rows_[at];
+  if (score > row.best_share) {
+    row.best_share = score;
+    row.source = source;
+  }
+  context.rows[context.num_edges] = static_cast<RowId>(at);
+  context.count_steps[context.num_edges++] = step;
 }
 
 void NextTokenModel::begin_rows() {

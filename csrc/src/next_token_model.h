@@ -8,6 +8,7 @@
 #include "context_table.h"
 #include "corpus.h"
 #include "mixing_model.h"
+#include "ngram_pool.h"
 #include "predicted_output.h"
 #include "recycled_table.h"
 
@@ -27,6 +28,7 @@ struct DraftSources {
   const PredictedOutput& predicted;
   const Corpora& corpora;
   RecycledTables recycled;
+  const NgramPool* pool = nullptr;  // guesses of a lookahead window
   bool reads_counts = true;  // of `own` and `shared`
 };
 
@@ -60,7 +62,7 @@ class NextTokenModel {
   static constexpr std::size_t kMaxEdgesRead = 12;  // of each context, the most frequent
   static constexpr std::size_t kNumCountGroups = kNumGroups - 1;
   static constexpr std::size_t kMaxRows = kNumCountGroups * kNumShapes * kMaxEdgesRead +
-                                          PredictedOutput::kNumHypotheses + kNumRecycledShapes * kNumTop;
+                                          PredictedOutput::kNumHypotheses + kNumRecycledShapes * kNumTop + kMaxEdgesRead;
   using RowId = std::uint16_t;
   static constexpr std::uint8_t kNotKept = 0xff;
 
@@ -90,6 +92,9 @@ class NextTokenModel {
   void gather_corpora(const Corpora& corpora, const ContextHashes& hashes);
   void gather_recycled(const RecycledTables& tables, const ContextHashes& hashes);
   void add_recycled(const TopTokens& top, std::size_t shape, bool is_own);
+  void gather_pool(const NgramPool& pool, Tokens recent);
+  Context& begin_context(std::size_t input, CellId cells);
+  void offer(Context& context, TokenId token, float score, Source source, std::uint8_t step);
   void gather_predicted(const PredictedOutput& predicted, const PredictedOutput::State& state);
   void add_context(const Continuations& found, std::size_t group, std::size_t shape);
   void begin_rows();
@@ -110,7 +115,8 @@ class NextTokenModel {
   std::array<float, kMaxRows> scores_;
   std::vector<Mark> marks_;  // token -> row, open addressing, emptied by a new epoch
   std::uint32_t epoch_ = 0;
-  std::array<Context, kNumCountGroups * kNumShapes + PredictedOutput::kNumHypotheses + kNumRecycledShapes> contexts_;
+  std::array<Context, kNumCountGroups * kNumShapes + PredictedOutput::kNumHypotheses + kNumRecycledShapes + 1>
+      contexts_;
   std::size_t num_contexts_ = 0;
   Reach reach_{};
   std::size_t num_groups_ = 0;  // of inputs that are not zero

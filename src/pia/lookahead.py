@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pia._core import NgramPool
 from pia.config import LookaheadConfig
 from pia.decoding.drafter import Drafter
 from pia.decoding.loop import Row, decode_steps
@@ -21,7 +22,7 @@ from pia.drafting.budget import BudgetPolicy, Calibrator
 from pia.drafting.cache import DraftCache
 from pia.drafting.fingerprint import tokenizer_fingerprint, tokenizer_vocab_size
 from pia.drafting.guesses import GuessAcceptance
-from pia.drafting.jacobi import JacobiSession
+from pia.drafting.jacobi import JacobiSession, new_pool
 from pia.drafting.source import DraftSession, NoDrafts
 from pia.drafting.window_policy import WindowPolicy, WindowWorth
 from pia.errors import CacheMismatchError, RowsInStepError, UnsupportedOptionError
@@ -218,14 +219,22 @@ class Lookahead:
 
     def _begin(self, plan: Plan, request: Request, predicted_ids: npt.NDArray[np.int32]) -> DraftSession:
         """A row's session: the draft cache's, with a window around it if there is one, or the window's alone."""
-        inner = self._begin_cached(plan.call, request, plan.config, predicted_ids) if plan.config.sources else None
+        pool = None if plan.jacobi is None else new_pool(plan.jacobi)
+        inner = (
+            self._begin_cached(plan.call, request, plan.config, predicted_ids, pool) if plan.config.sources else None
+        )
         if plan.jacobi is None:
             return inner or NoDrafts()
         prompt = request.prompt_ids[0].cpu().numpy().astype(np.int32)
-        return JacobiSession(plan.jacobi, prompt, inner=inner, acceptance=self._guess_acceptance)
+        return JacobiSession(plan.jacobi, prompt, pool=pool, inner=inner, acceptance=self._guess_acceptance)
 
     def _begin_cached(
-        self, call: GenerateCall, request: Request, config: LookaheadConfig, predicted_ids: npt.NDArray[np.int32]
+        self,
+        call: GenerateCall,
+        request: Request,
+        config: LookaheadConfig,
+        predicted_ids: npt.NDArray[np.int32],
+        pool: NgramPool | None,
     ) -> DraftSession:
         known, size = self.cache.vocab_size, vocab_size(call.model)
         if known is not None and known > size:
@@ -246,6 +255,7 @@ class Lookahead:
             )
             predicted_ids = NO_PREDICTION
         extra: dict[str, Any] = {"predicted_ids": predicted_ids} if len(predicted_ids) else {}
+        extra |= {"pool": pool} if pool is not None else {}
         return self.cache.begin(
             prompt,
             stop_ids=request.stopping.eos_ids,

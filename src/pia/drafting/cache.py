@@ -88,6 +88,7 @@ class DraftCache:
         predicted_ids: TokenSequence = (),
         corpora: Iterable[str] = (),
         sources: Collection[str] = ("cache",),
+        pool: _core.NgramPool | None = None,
     ) -> DraftSession:
         """Starts drafting for one request.
 
@@ -104,6 +105,7 @@ class DraftCache:
             corpora: Names of the attached corpora to draft from as well.
             sources: "cache" drafts from the texts of this request and of others; "recycled" from what the model found
                 likely before, of which `DraftSession.recycle` has to be told.
+            pool: N-grams of a lookahead window, to draft from as well; whoever fills it does so between two calls.
 
         Raises:
             ValueError: If a token id lies outside the vocabulary, the request id is empty or too long, or no corpus of
@@ -113,7 +115,9 @@ class DraftCache:
         prompt, predicted = as_token_ids(prompt_ids), as_token_ids(predicted_ids)
         request = _checked_request_id(request_id)
         reads_counts, recycles = "cache" in sources, "recycled" in sources
-        core = self._core.begin(prompt, list(stop_ids), namespace, request, predicted, chosen, reads_counts, recycles)
+        core = self._core.begin(
+            prompt, list(stop_ids), namespace, request, predicted, chosen, reads_counts, recycles, pool
+        )
         return DraftSession(core, recycles=recycles)
 
     def insert(

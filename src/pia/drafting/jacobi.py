@@ -63,6 +63,7 @@ class JacobiSession:
         self._window = JacobiWindow(config, prompt) if len(prompt) else None
         self._recent: list[int] = prompt[-config.ngram_size :].tolist()
         self._guesses: Guesses | None = None
+        self._made: list[list[int]] = []  # n-grams on their way into the pool
         if config.pool_from_prompt:
             self.pool.add_text(prompt)
 
@@ -88,29 +89,24 @@ class JacobiSession:
         """
         if self._window is not None and self._window.is_fed:
             likeliest = top.ids[: len(fed) + 1, 0].tolist()
-            self.pool.add(self._window.update(self._recent[-1], likeliest[0], likeliest[1:]))
+            self._made += self._window.update(self._recent[-1], likeliest[0], likeliest[1:])
         if self._recycling is not None and self._inner_top:
             self._recycling.recycle(fed, top)
 
     def observe(self, token_ids: Sequence[int]) -> None:
-        self._move_on(token_ids)
         if self.inner is not None:
             self.inner.observe(token_ids)
+        self._move_on(token_ids)
 
     @property
     def was_prepared(self) -> bool:
         return self._patient is not None and self._patient.was_prepared
 
     def advance(self, token_ids: list[int]) -> None:
-        self._move_on(token_ids)
-        if self._patient is not None:
-            self._patient.advance(token_ids)
-        elif self.inner is not None:
-            self.inner.observe(token_ids)
+        self.observe(token_ids)  # what is learned of a pool is learned before it knows more
 
     def learn(self) -> None:
-        if self._patient is not None:
-            self._patient.learn()
+        pass
 
     def prepare(self, fed: DraftTree, budget: int, max_depth: int) -> int:
         return self._patient.prepare(fed, budget, max_depth) if self._patient is not None else 0
@@ -123,6 +119,8 @@ class JacobiSession:
         if self._guesses is not None:
             self._guesses.teach(self._acceptance, token_ids)
             self._guesses = None
+        self.pool.add(self._made)
+        self._made = []
         size = self.config.ngram_size
         text = [*self._recent[-(size - 1) :], *token_ids]
         if self.config.pool_from_prompt:
