@@ -21,6 +21,8 @@ _FIRST_WIN = 0.5
 """Tokens a step that a window is believed to win before it has shown anything; published ones win 0.6 and more."""
 _MOST_WIN = 1.5
 """No window is believed to win more."""
+_MIXED = 0.4
+"""Part of the tokens that its n-grams win among other sources which none of these would have drafted (docs/LOG.md)."""
 _TRY_STEPS = 24
 _TRY_COST = 0.01
 """Part of all time that tries may cost."""
@@ -44,7 +46,7 @@ class WindowWorth:
 
     @property
     def win(self) -> float:
-        """Tokens a step that the whole window wins."""
+        """Tokens a step that are put down to the whole window."""
         return min(max(0.0, self.with_window - self.without), _MOST_WIN)
 
 
@@ -56,6 +58,7 @@ class WindowPolicy:
         curve: cost of a forward; `None` feeds the whole window at every step.
         max_tree: no tree has more nodes.
         num_rows: requests in the batch at first.
+        is_mixed: other sources draft as well, some of them the same.
         worth: what earlier requests showed; a new one by default.
     """
 
@@ -66,13 +69,15 @@ class WindowPolicy:
         *,
         max_tree: int,
         num_rows: int = 1,
+        is_mixed: bool = False,
         worth: WindowWorth | None = None,
     ) -> None:
         self.config = config
         self.worth = WindowWorth() if worth is None else worth
         self._table = None if curve is None else curve.table(num_rows * (1 + max_tree + config.num_nodes))
         self._most_tokens = 0 if curve is None else curve.sizes[-1]
-        self._shares = np.linspace(0.0, 1.0, config.num_nodes + 1)
+        # What the first 0, 1, ... nodes win of the tokens that are put down to a whole window.
+        self._shares = np.linspace(0.0, _MIXED if is_mixed else 1.0, config.num_nodes + 1)
         self._extras: dict[tuple[int, int], tuple[np.ndarray, float, bool]] = {}
         self._share_fed = 0.0
         self._cost = 1.0
@@ -85,7 +90,7 @@ class WindowPolicy:
             self._extras[num_nodes, num_rows] = self._extra_costs(num_nodes, num_rows)
         extra, before, can_pay = self._extras[num_nodes, num_rows]
         chosen = self._best(extra) if can_pay else 0
-        self._share_fed, self._cost = float(self._shares[chosen]), before + float(extra[chosen])
+        self._share_fed, self._cost = chosen / self.config.num_nodes if chosen else 0.0, before + float(extra[chosen])
         return chosen
 
     def _extra_costs(self, num_nodes: int, num_rows: int) -> tuple[np.ndarray, float, bool]:
