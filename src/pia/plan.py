@@ -108,7 +108,12 @@ class Plan:
         if self.jacobi is None:
             return None
         return WindowPolicy(
-            self.jacobi, self.curve, max_tree=self._largest_tree, num_rows=self.call.num_rows, worth=worth
+            self.jacobi,
+            self.curve,
+            max_tree=self._largest_tree,
+            num_rows=self.call.num_rows,
+            is_mixed=bool(self.config.sources),
+            worth=worth,
         )
 
     @property

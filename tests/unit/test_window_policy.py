@@ -66,6 +66,13 @@ def test_a_part_of_the_window_fills_what_is_free():
     assert policy.choose(0) == 15 and policy.choose(10) == 5 and policy.choose(15) == 0
 
 
+def test_among_other_sources_not_all_that_it_wins_is_its_own():
+    slope = CostCurve([1, 101], [1.0, 3.0])  # the whole window costs 0.46 of a step
+    alone, mixed = (WindowPolicy(_CONFIG, slope, max_tree=64, is_mixed=is_mixed) for is_mixed in (False, True))
+    assert np.mean(run(alone, 0.8, 3000)) > 0.9 * _CONFIG.num_nodes
+    assert np.mean(run(mixed, 0.8, 3000)) < 0.1 * _CONFIG.num_nodes
+
+
 @pytest.mark.parametrize("rows", [1, 4])
 def test_a_batch_pays_for_all_its_rows(rows):
     policy = WindowPolicy(_CONFIG, _STAIRS, max_tree=64, num_rows=4)

@@ -21,6 +21,8 @@ _FIRST_WIN = 0.5
 """Tokens a step that a window is believed to win before it has shown anything; published ones win 0.6 and more."""
 _MOST_WIN = 1.5
 """No window is believed to win more."""
+_MIXED = 0.4
+"""Part of the tokens that its n-grams win among other sources which none of these would have drafted (docs/LOG.md)."""
 _TRY_STEPS = 24
 _TRY_COST = 0.01
 """Part of all time that tries may cost."""
@@ -44,7 +46,7 @@ class WindowWorth:
 
     @property
     def win(self) -> float:
-        """Tokens a step that the whole window wins."""
+        """Tokens a step that are put down to the whole window."""
         return min(max(0.0, self.with_window - self.without), _MOST_WIN)
 
 
@@ -56,6 +58,7 @@ class WindowPolicy:
         curve: cost of a forward; `None` feeds the whole window at every step.
         max_tree: no tree has more nodes.
         num_rows: requests in the batch at first.
+        is_mixed: other sources draft as well, some of them the same.
         worth: what earlier requests showed; a new one by default.
     """
 
@@ -66,12 +69,16 @@ class WindowPolicy:
         *,
         max_tree: int,
         num_rows: int = 1,
+        is_mixed: bool = False,
         worth: WindowWorth | None = None,
     ) -> None:
         self.config = config
         self.worth = WindowWorth() if worth is None else worth
         self._table = None if curve is None else curve.table(num_rows * (1 + max_tree + config.num_nodes))
         self._most_tokens = 0 if curve is None else curve.sizes[-1]
+        # What the first 0, 1, ... nodes win of the tokens that are put down to a whole window.
+        self._shares = np.linspace(0.0, _MIXED if is_mixed else 1.0, config.num_nodes + 1)
+        self._extras: dict[tuple[int, int], tuple[np.ndarray, float, bool]] = {}
         self._share_fed = 0.0
         self._cost = 1.0
 
@@ -79,23 +86,29 @@ class WindowPolicy:
         """The most window nodes to feed in each row, behind trees of at most `num_nodes` nodes."""
         if self._table is None:
             return self.config.num_nodes
-        whole = self.config.num_nodes
-        costs = self._table[num_rows - 1 :: num_rows] / self._table[num_rows - 1]
-        behind = costs[num_nodes : num_nodes + whole + 1]
-        extra = max(self.worth.rate, 1.0) * (behind - behind[0])  # [whole + 1], in tokens
-        share = np.linspace(0.0, 1.0, whole + 1)
-        room = self._most_tokens // num_rows - 1 - num_nodes  # beyond what was measured, costs are guesses
-        chosen = self._best(share[: max(0, room) + 1], extra[: max(0, room) + 1])
-        self._share_fed, self._cost = float(share[chosen]), float(behind[chosen])
+        if (num_nodes, num_rows) not in self._extras:
+            self._extras[num_nodes, num_rows] = self._extra_costs(num_nodes, num_rows)
+        extra, before, can_pay = self._extras[num_nodes, num_rows]
+        chosen = self._best(extra) if can_pay else 0
+        self._share_fed, self._cost = chosen / self.config.num_nodes if chosen else 0.0, before + float(extra[chosen])
         return chosen
 
-    def _best(self, share: np.ndarray, extra: np.ndarray) -> int:
+    def _extra_costs(self, num_nodes: int, num_rows: int) -> tuple[np.ndarray, float, bool]:
+        """Cost of 0, 1, ... window nodes in each row, in plain steps; cost without them; whether any number can pay."""
+        assert self._table is not None
+        room = self._most_tokens // num_rows - 1 - num_nodes  # beyond what was measured, costs are guesses
+        costs = self._table[num_rows - 1 :: num_rows] / self._table[num_rows - 1]
+        extra = costs[num_nodes : num_nodes + max(0, min(room, self.config.num_nodes)) + 1] - costs[num_nodes]
+        return extra, float(costs[num_nodes]), bool((_MOST_WIN * self._shares[: len(extra)] > extra).any())
+
+    def _best(self, extra: np.ndarray) -> int:
         """The number of nodes that wins most, or while trying the opposite."""
-        most = _MOST_WIN * share - extra
+        shares, extra = self._shares[: len(extra)], max(self.worth.rate, 1.0) * extra  # what else the time would win
+        most = _MOST_WIN * shares - extra
         hoped = int(most.argmax())
         if most[hoped] <= 0:
             return 0
-        gains = self.worth.win * share - extra
+        gains = self.worth.win * shares - extra
         best = int(gains.argmax())
         if extra[hoped] > _FREE and self._is_trial(float(gains[best] if best else extra[hoped])):
             return 0 if best else hoped
