@@ -161,7 +161,8 @@ class Lookahead:
         self.last_stats = stats
         row_stats = [stats] if len(rows) == 1 else [stats.fresh() for _ in rows]
         by_length = sorted(rows, key=lambda row: row.request.prompt_ids.shape[1])  # neighbours are fed together
-        steps = _counted(decode_steps(runner, by_length, policy), stats, row_stats)
+        num_top = 0 if self.recorder is None else self.recorder.top_k
+        steps = _counted(decode_steps(runner, by_length, policy, num_top), stats, row_stats)
         requests = [row.request for row in rows]
         if isinstance(runner, OwnPromptRunner) and call.given_cache is not None:
             steps = _handing_back(steps, runner, call.given_cache, requests[0])
@@ -255,6 +256,8 @@ class Lookahead:
             **call.model_kwargs,
         )
         if self.recorder is not None:
+            if self.recorder.top_k:
+                self._warn_once(f"PIA records without likeliest tokens what Transformers decodes: {reason}")
             sequences = output if isinstance(output, torch.Tensor) else output["sequences"]
             mask, stop_ids = call.model_kwargs.get("attention_mask"), Stopping(call.stopping_criteria).eos_ids
             record_rows(self.recorder, call.input_ids, mask, sequences, stop_ids, **self._facts(call))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 HELP = "compare generate, prompt lookup, assisted generation and PIA on prompts of yours"
 DEFAULT_TEMPERATURE = 0.8
-_LOOKAHEAD_OPTIONS = ("budget", "max_depth", "engine")
+_LOOKAHEAD_OPTIONS = ("budget", "max_depth", "engine", "sources")
 """Options of `Lookahead` that the command line has."""
 
 
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     options.add_budget(parser)
     options.add_engine(parser)
+    options.add_sources(parser)
     parser.add_argument("--assistant", metavar="MODEL", help="draft model of assisted generation")
     _add_output(parser)
     parser.add_argument(

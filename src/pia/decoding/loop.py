@@ -17,6 +17,7 @@ from pia.decoding.overlap import Overlap, commit
 from pia.decoding.request import Request
 from pia.decoding.stats import Step
 from pia.drafting.budget import BudgetPolicy
+from pia.drafting.top_tokens import TopTokens
 from pia.drafting.tree import DraftTree
 from pia.models.runner import Runner
 
@@ -43,16 +44,19 @@ class _Times(NamedTuple):
     hidden: float = 0.0
 
 
-def decode_steps(runner: Runner, rows: Sequence[Row], policy: BudgetPolicy) -> Generator[Step, None, None]:
+def decode_steps(
+    runner: Runner, rows: Sequence[Row], policy: BudgetPolicy, num_top: int = 0
+) -> Generator[Step, None, None]:
     """Decodes requests together, one forward a step, the prefill first. Each step is yielded row by row.
 
     A row's session ends with the row: learned from if the request came to its end, without a trace if it was broken
-    off by an exception or by a consumer that stopped listening.
+    off by an exception or by a consumer that stopped listening. With `num_top`, steps tell so many of the likeliest
+    tokens at each place that emitted one.
     """
     active = list(rows)
     ended: list[Drafter] = []  # their texts are still to be learned
     try:
-        steps = _prefill(runner, active, policy)
+        steps = _prefill(runner, active, policy, num_top)
         while True:
             ended += _retire_finished(runner, active)
             if not (active and runner.is_asynchronous):
@@ -60,7 +64,7 @@ def decode_steps(runner: Runner, rows: Sequence[Row], policy: BudgetPolicy) -> G
             yield from steps
             if not active:
                 return
-            steps = _step(runner, active, policy, ended)
+            steps = _step(runner, active, policy, ended, num_top)
     finally:
         commit(ended, policy)
         for row in rows:
@@ -83,23 +87,23 @@ def _retire_finished(runner: Runner, active: list[Row]) -> list[Drafter]:
 
 
 @torch.no_grad()
-def _prefill(runner: Runner, rows: Sequence[Row], policy: BudgetPolicy) -> list[Step]:
+def _prefill(runner: Runner, rows: Sequence[Row], policy: BudgetPolicy, num_top: int) -> list[Step]:
     """Feeds the prompts and emits each row's first token."""
     start = perf_counter()
     logits = runner.prefill([row.request.prompt_ids[0] for row in rows])
     forwarded = perf_counter()
     trees = [DraftTree.empty()] * len(rows)
-    top = _top_tokens(rows, logits[:, None])
+    top = _top_tokens(rows, logits[:, None], num_top)
     walks = _accept(rows, trees, logits[:, None])
     walked = perf_counter()
-    _recycle(rows, trees, top)
+    likeliest = _recycle(rows, trees, walks, top, num_top)
     _learn(rows, policy, trees, walks, is_put_off=runner.is_asynchronous)
     times = _Times(0.0, forwarded - start, walked - forwarded, perf_counter() - walked)
-    return _steps(rows, trees, walks, times, is_prefill=True)
+    return _steps(rows, trees, walks, times, likeliest, is_prefill=True)
 
 
 @torch.no_grad()
-def _step(runner: Runner, rows: Sequence[Row], policy: BudgetPolicy, ended: list[Drafter]) -> list[Step]:
+def _step(runner: Runner, rows: Sequence[Row], policy: BudgetPolicy, ended: list[Drafter], num_top: int) -> list[Step]:
     """Draft, verify, accept, keep, learn; a device of its own leaves time to learn while it verifies the next draft."""
     start = perf_counter()
     trees = _draft(rows, policy)
@@ -108,17 +112,17 @@ def _step(runner: Runner, rows: Sequence[Row], policy: BudgetPolicy, ended: list
     last_ids = [row.request.token_ids[-1] for row in rows]
     logits = runner.forward(last_ids, trees, overlap) if runner.is_asynchronous else runner.forward(last_ids, trees)
     forwarded = perf_counter()
-    top = _top_tokens(rows, logits)
+    top = _top_tokens(rows, logits, num_top)
     walks = _accept(rows, trees, logits)
     walked = perf_counter()
     runner.keep([walk.rows for walk in walks])
-    _recycle(rows, trees, top)
+    likeliest = _recycle(rows, trees, walks, top, num_top)
     _learn(rows, policy, trees, walks, is_put_off=runner.is_asynchronous)
     launch_s = overlap.started_at - drafted if overlap.started_at is not None else 0.0
     times = _Times(
         drafted - start, forwarded - drafted, walked - forwarded, perf_counter() - walked, launch_s, overlap.seconds
     )
-    return _steps(rows, trees, walks, times)
+    return _steps(rows, trees, walks, times, likeliest)
 
 
 def _draft(rows: Sequence[Row], policy: BudgetPolicy) -> list[DraftTree]:
@@ -135,17 +139,26 @@ def _accept(rows: Sequence[Row], trees: Sequence[DraftTree], logits: torch.Tenso
     return [accept(tree, row.chooser, row.request) for row, tree in zip(rows, trees, strict=True)]
 
 
-def _top_tokens(rows: Sequence[Row], logits: torch.Tensor) -> TopTokensOfStep | None:
-    """Begins to look for the likeliest tokens of each place, if any row's drafts are made from them."""
-    count = max(row.drafter.num_top for row in rows)
+def _top_tokens(rows: Sequence[Row], logits: torch.Tensor, num_top: int) -> TopTokensOfStep | None:
+    """Begins to look for the likeliest tokens of each place, if drafts are made from them or they are to be told."""
+    count = max(num_top, *(row.drafter.num_top for row in rows))
     return TopTokensOfStep(logits, count) if count else None
 
 
-def _recycle(rows: Sequence[Row], trees: Sequence[DraftTree], top: TopTokensOfStep | None) -> None:
-    """Hands each row what the forward found likely."""
-    if top is not None:
-        for row, tree, top_of_row in zip(rows, trees, top.fetch(), strict=True):
-            row.drafter.recycle(tree, top_of_row)
+def _recycle(
+    rows: Sequence[Row],
+    trees: Sequence[DraftTree],
+    walks: Sequence[Accepted],
+    top: TopTokensOfStep | None,
+    num_top: int,
+) -> list[TopTokens | None]:
+    """Hands each row what the forward found likely, and returns what is to be told of it."""
+    if top is None:
+        return [None] * len(rows)
+    fetched = top.fetch()
+    for row, tree, top_of_row in zip(rows, trees, fetched, strict=True):
+        row.drafter.recycle(tree, top_of_row)
+    return [part.at(walk.rows, num_top) if num_top else None for part, walk in zip(fetched, walks, strict=True)]
 
 
 def _learn(
@@ -170,6 +183,7 @@ def _steps(
     trees: Sequence[DraftTree],
     walks: Sequence[Accepted],
     times: _Times,
+    likeliest: Sequence[TopTokens | None],
     is_prefill: bool = False,
 ) -> list[Step]:
     """What to tell of a step, row by row; each row bears an equal share of the time."""
@@ -190,6 +204,8 @@ def _steps(
             row=row.index,
             is_prepared=row.drafter.was_prepared,
             num_prepared=row.drafter.num_prepared,
+            node_sources=tree.sources,
+            top=top,
         )
-        for row, tree, walk in zip(rows, trees, walks, strict=True)
+        for row, tree, walk, top in zip(rows, trees, walks, likeliest, strict=True)
     ]
