@@ -30,8 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what = parser.add_argument_group("what to measure")
     what.add_argument(
-        "--drafters", type=options.names, metavar="A,B", help="pia, arctic, arctic-wide, arctic-full, pld, seed, or "
-        "package.module:Class of yours (all that are installed)",
+        "--drafters", type=options.names, metavar="A,B", help="pia, pia-cache or pia-recycled (one source of it), "
+        "arctic, arctic-wide, arctic-full, pld, seed, token-recycling, or package.module:Class of yours "
+        "(the usual ones that are installed)",
     )  # fmt: skip
     what.add_argument(
         "--budgets",
@@ -95,7 +96,7 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, list[str]]:
 
     skipped = []
     if args.drafters is None:
-        kinds = [kind for kind in built_in(max_depth=args.max_depth).values() if kind.is_installed]
+        kinds = [kind for kind in built_in(max_depth=args.max_depth).values() if kind.is_usual and kind.is_installed]
         skipped = _missing(args.max_depth)
     else:
         kinds = [find(name, max_depth=args.max_depth) for name in args.drafters]
