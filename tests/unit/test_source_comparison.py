@@ -51,7 +51,7 @@ def test_a_comparison_of_a_toy(llama):
     for row in rows.values():
         assert row["edl"] == pytest.approx(1 + sum(part["accepted"] for part in row["by_source"].values()), abs=2e-3)
         assert row["drafted"] == pytest.approx(sum(part["drafted"] for part in row["by_source"].values()), abs=2e-3)
-    assert result["mix_over_best"].keys() == {"8"}
+    assert result["mix_over_best"].keys() == {"mix@8"}
     assert result["edl"]["mix@8"] == rows["mix@8"]["edl"]
 
 
@@ -64,7 +64,8 @@ def test_the_mix_is_held_against_the_best_single_source_and_no_peer():
     result = SourceComparison(usual_ways(), [16]).result(
         Workload(None, PROMPTS[:1], [50]), Report(runs, reference="generate")
     )
-    against = result["mix_over_best"]["16"]
+    assert list(result["mix_over_best"]) == ["mix@16"]
+    against = result["mix_over_best"]["mix@16"]
     assert (against["best"], against["fastest"]) == ("recycled", "cache")
     assert against["edl"] == pytest.approx(4 / 3, abs=1e-4)
     assert against["speed"] == pytest.approx(2 / 2.5)

@@ -17,7 +17,7 @@ from pia.drafting.cache import DraftCache
 Budget = int | Literal["auto"]
 BUDGETS: tuple[Budget, ...] = (16, 64, "auto")
 PLAIN = "plain"
-MIX = "mix"
+Role = Literal["single", "mix", "peer"]
 WORST_TEMPERATURE = 4.0
 """Text that is drawn so hot is hardly ever foreseen."""
 
@@ -30,10 +30,12 @@ class Way:
     label: str
     options: Mapping[str, Any] = field(default_factory=dict)
     """Of `Lookahead`."""
+    role: Role = "single"
+    """A single source, several in one tree, which ought to be better than each alone, or somebody else's way."""
     new_source: Callable[[], Any] = DraftCache
     """Makes what each round starts from."""
     own_budget: int | None = None
-    """Of a peer with a tree of its own: that size is measured instead of an automatic one."""
+    """Where a tree of one size belongs to the way: it is measured at that, instead of an automatic one."""
 
     def budgets(self, wanted: Sequence[Budget]) -> list[Budget]:
         """Those that it is measured at."""
@@ -46,8 +48,14 @@ def usual_ways() -> list[Way]:
     """Every source alone, then Token Recycling as published, then all sources in one tree."""
     return [
         *(Way(source, f"{source} alone", {"sources": (source,)}) for source in SOURCES),
-        Way("token_recycling", "Token Recycling as published", new_source=TokenRecycling, own_budget=NUM_NODES),
-        Way(MIX, "all in one tree"),
+        Way(
+            "token_recycling",
+            "Token Recycling as published",
+            role="peer",
+            new_source=TokenRecycling,
+            own_budget=NUM_NODES,
+        ),
+        Way("mix", "all in one tree", role="mix"),
     ]
 
 
@@ -118,7 +126,7 @@ class SourceComparison:
             "way": entry.way.name,
             "label": entry.way.label,
             "budget": entry.budget,
-            "is_peer": entry.way.own_budget is not None,
+            "role": entry.way.role,
             "edl": round(stats.edl, 4),
             "drafted": round(stats.num_drafted / max(1, stats.num_steps), 3),
             "by_source": by_source(stats),
@@ -140,15 +148,13 @@ def _all(ways: Sequence[Way], budgets: Sequence[Budget]) -> list[Budget]:
 
 
 def _mix_over_best(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """By budget, the tree of all sources against the best single one, in tokens a forward and in speed."""
+    """For each tree of several sources the best single source at its budget, in tokens a forward and in speed."""
     found = {}
-    for mix in (row for row in rows.values() if row["way"] == MIX):
-        single = [
-            row for row in rows.values() if row["budget"] == mix["budget"] and row["way"] != MIX and not row["is_peer"]
-        ]
-        if single:
+    for name, mix in rows.items():
+        single = [row for row in rows.values() if row["role"] == "single" and row["budget"] == mix["budget"]]
+        if mix["role"] == "mix" and single:
             best, fastest = (max(single, key=lambda row: row[key]) for key in ("edl", "over_plain"))
-            found[str(mix["budget"])] = {
+            found[name] = {
                 "best": best["way"],
                 "edl": round(mix["edl"] / best["edl"], 4),
                 "fastest": fastest["way"],

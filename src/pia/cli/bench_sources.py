@@ -112,10 +112,11 @@ def _show(result: Mapping[str, Any]) -> None:
 
     console = new_console()
     console.print(_table(f"{result['model']}, {result['prompt_set']}", result), highlight=False)
-    for budget, against in result["mix_over_best"].items():
+    for name, against in result["mix_over_best"].items():
+        mix = result["contenders"][name]
         console.print(
-            f"At {budget}, all in one tree: {against['edl']:.2f} x the tokens a forward of the best single source "
-            f"({against['best']}), {against['speed']:.2f} x the speed of the fastest ({against['fastest']}).",
+            f"At {mix['budget']}, {mix['label']}: {against['edl']:.2f} x the tokens a forward of the best single "
+            f"source ({against['best']}), {against['speed']:.2f} x the speed of the fastest ({against['fastest']}).",
             markup=False,
         )
     if "worst_case" in result:
