@@ -14,6 +14,7 @@
 #include "corpus_bindings.h"
 #include "draft_session.h"
 #include "half.h"
+#include "ngram_pool_bindings.h"
 #include "top_tokens.h"
 
 namespace nb = nanobind;
@@ -316,6 +317,7 @@ NB_MODULE(_core, module) {
   module.doc() = "Native draft cache; see pia.drafting.cache for its Python face.";
   using released = nb::call_guard<nb::gil_scoped_release>;
   pia::bind_corpora(module);
+  pia::bind_ngram_pool(module);
 
   module.def("top_tokens", &top_tokens, "logits"_a, "count"_a, "ids"_a, "halves"_a);
 

@@ -10,8 +10,8 @@ namespace {
 constexpr float kMinPathProb = 1e-6f;
 
 // A node is looked behind only if a child with this probability would enter the tree. Children more certain than that
-// exist, but behind a node that is itself about to be the last they win little, and half of all look-ups are saved.
-constexpr float kExpectedChild = 0.33f;
+// exist, but behind a node that is itself about to be the last they win little, and some look-ups are saved.
+constexpr float kExpectedChild = 0.7f;
 
 }  // namespace
 

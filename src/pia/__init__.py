@@ -11,6 +11,7 @@ _HOMES = {
     "Lookahead": "pia.lookahead",
     "LookaheadOutput": "pia.output",
     "LookaheadConfig": "pia.config",
+    "JacobiConfig": "pia.config",
     "accelerate": "pia.acceleration",
     "restore": "pia.acceleration",
     "decode": "pia.text",
@@ -34,6 +35,7 @@ __all__ = ["__version__", *_HOMES]
 if TYPE_CHECKING:
     from pia.acceleration import accelerate as accelerate
     from pia.acceleration import restore as restore
+    from pia.config import JacobiConfig as JacobiConfig
     from pia.config import LookaheadConfig as LookaheadConfig
     from pia.decoding.stats import Stats as Stats
     from pia.decoding.stats import Step as Step

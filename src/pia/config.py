@@ -15,12 +15,60 @@ SOURCES = ("cache", "recycled")
 
 
 @dataclass(frozen=True)
+class JacobiConfig:
+    """The window of Jacobi lookahead decoding and the pool it fills (Fu et al., arXiv 2402.02057).
+
+    The defaults are the published ones for models up to 10 billion parameters; `for_model_size` has the others.
+    """
+
+    window_size: int = 15
+    """Columns of the window (W): as many n-grams come of a step."""
+
+    ngram_size: int = 5
+    """Tokens of an n-gram (N), its first token included: an accepted one yields up to N tokens at once."""
+
+    max_ngrams: int | None = 15
+    """N-grams kept for each first token (G), and so verified at a step; `None` for any number."""
+
+    pool_from_prompt: bool = False
+    """The pool begins with the prompt's n-grams, and takes those of the text that is generated."""
+
+    seed: int = 0
+    """Of the tokens that the window begins with, drawn from the prompt; never of what is sampled."""
+
+    def __post_init__(self) -> None:
+        _require_int("window_size", self.window_size, 1)
+        _require_int("ngram_size", self.ngram_size, 2)
+        if self.max_ngrams is not None:
+            _require_int("max_ngrams", self.max_ngrams, 1, "or None")
+        if not isinstance(self.pool_from_prompt, bool):
+            raise UnsupportedOptionError(f"pool_from_prompt must be True or False, got {self.pool_from_prompt!r}")
+        _require_int("seed", self.seed, 0)
+
+    @property
+    def num_nodes(self) -> int:
+        """The most nodes that a whole window feeds, the steps included in which it fills."""
+        depths = range(1, self.ngram_size)
+        return max((self.window_size + self.ngram_size - 1 - depth) * depth - 1 for depth in depths)
+
+    @classmethod
+    def for_model_size(cls, num_parameters: int, **options: Any) -> JacobiConfig:
+        """The published window for a model of this size: the larger the model, the fewer tokens are free.
+
+        The authors give W, N, G = 15, 5, 15 for 7 billion parameters, 10, 5, 10 for 13, and 7, 5, 7 for 33 (their blog
+        and README).
+        """
+        size = 15 if num_parameters <= 10e9 else 10 if num_parameters <= 20e9 else 7
+        return cls(**{"window_size": size, "max_ngrams": size, **options})
+
+
+@dataclass(frozen=True)
 class LookaheadConfig:
     """How `Lookahead` drafts and verifies."""
 
     budget: int | Literal["auto"] = "auto"
     """Draft nodes verified at each step: "auto" lets measured costs and calibrated probabilities decide; 0 decodes
-    plainly."""
+    plainly; more than 1,024 are not looked for."""
 
     max_budget: int = 64
     """The most nodes "auto" may choose."""
@@ -40,6 +88,11 @@ class LookaheadConfig:
     sources: tuple[str, ...] = SOURCES
     """What drafts are made from, in one tree: "cache", texts of this request and of others; "recycled", what the model
     found likely where it stood before."""
+
+    jacobi: bool | JacobiConfig = False
+    """A Jacobi lookahead window rides in the same forward, as far as the hardware carries it for what it wins (with a
+    fixed budget: always), and its n-grams are drafted too; `True` takes the published sizes for the model. With
+    `sources=()` it drafts alone."""
 
     engine: EngineName = "auto"
     """What runs the steps: "eager" is the model as it is; "graph" captures them as CUDA graphs; "compile" compiles them
@@ -70,7 +123,9 @@ class LookaheadConfig:
             raise UnsupportedOptionError(f"namespace must be text, got {self.namespace!r}")
         object.__setattr__(self, "corpora", _names("corpora", self.corpora))
         object.__setattr__(self, "sources", _names("sources", self.sources))
-        if not self.sources or not set(self.sources) <= set(SOURCES):
+        if not isinstance(self.jacobi, (bool, JacobiConfig)):
+            raise UnsupportedOptionError(f"jacobi must be True, False or a JacobiConfig, got {self.jacobi!r}")
+        if not (self.sources or self.jacobi) or not set(self.sources) <= set(SOURCES):
             raise UnsupportedOptionError(f"sources must be one or more of {', '.join(SOURCES)}, got {self.sources!r}")
 
     @classmethod

@@ -6,6 +6,7 @@ import logging
 import weakref
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,10 @@ from pia.decoding.stats import Stats, Step
 from pia.drafting.budget import BudgetPolicy, Calibrator
 from pia.drafting.cache import DraftCache
 from pia.drafting.fingerprint import tokenizer_fingerprint, tokenizer_vocab_size
+from pia.drafting.guesses import GuessAcceptance
+from pia.drafting.jacobi import JacobiSession
 from pia.drafting.source import DraftSession, NoDrafts
+from pia.drafting.window_policy import WindowPolicy, WindowWorth
 from pia.errors import CacheMismatchError, RowsInStepError, UnsupportedOptionError
 from pia.generate_call import GenerateCall, caller_argument, row_generators, vocab_size
 from pia.models.own_prompt import OwnPromptRunner
@@ -65,6 +69,8 @@ class Lookahead:
         self.last_stats: Stats | None = None
         """Statistics of the call that was started last."""
         self._calibrators: weakref.WeakKeyDictionary[Any, Calibrator] = weakref.WeakKeyDictionary()
+        self._worths: weakref.WeakKeyDictionary[Any, WindowWorth] = weakref.WeakKeyDictionary()
+        self._guess_acceptance = GuessAcceptance()
         self._bound: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._warned: set[str] = set()
 
@@ -145,24 +151,31 @@ class Lookahead:
         requests = [call.new_request(row, strip_padding=runner.can_draft) for row in range(call.num_rows)]
         choosers = [call.new_chooser(row, generator) for row, generator in enumerate(row_generators(call, seeds))]
         sessions = [
-            self._begin(call, request, config, predicted) if plan.can_draft else NoDrafts()
+            self._begin(plan, request, predicted) if plan.can_draft else NoDrafts()
             for request, predicted in zip(requests, predicted_ids, strict=True)
         ]
         drafters = [_new_drafter(plan, session) for session in sessions]
-        rows = list(map(Row, range(call.num_rows), requests, choosers, drafters))
+        num_told = 0 if self.recorder is None else self.recorder.top_k
+        rows = list(map(Row, range(call.num_rows), requests, choosers, drafters, repeat(num_told)))
         is_unused = any(map(len, predicted_ids)) and not plan.capability.can_verify_chains
         reason = f"{plan.reason}; {_UNUSED}" if is_unused else plan.reason
-        return self._decoding(call, rows, runner, policy, _new_stats(plan, reason))
+        windows = plan.new_window_policy(self._worths.setdefault(call.model, WindowWorth()))
+        return self._decoding(call, rows, runner, policy, windows, _new_stats(plan, reason))
 
     def _decoding(
-        self, call: GenerateCall, rows: list[Row], runner: Runner, policy: BudgetPolicy, stats: Stats
+        self,
+        call: GenerateCall,
+        rows: list[Row],
+        runner: Runner,
+        policy: BudgetPolicy,
+        windows: WindowPolicy | None,
+        stats: Stats,
     ) -> Decoding:
         """Ties rows, runner and statistics together."""
         self.last_stats = stats
         row_stats = [stats] if len(rows) == 1 else [stats.fresh() for _ in rows]
         by_length = sorted(rows, key=lambda row: row.request.prompt_ids.shape[1])  # neighbours are fed together
-        num_top = 0 if self.recorder is None else self.recorder.top_k
-        steps = _counted(decode_steps(runner, by_length, policy, num_top), stats, row_stats)
+        steps = _counted(decode_steps(runner, by_length, policy, windows), stats, row_stats)
         requests = [row.request for row in rows]
         if isinstance(runner, OwnPromptRunner) and call.given_cache is not None:
             steps = _handing_back(steps, runner, call.given_cache, requests[0])
@@ -205,7 +218,15 @@ class Lookahead:
             return {}
         return {"model": model_name(call.model), "tokenizer": self.cache.tokenizer_fingerprint}
 
-    def _begin(
+    def _begin(self, plan: Plan, request: Request, predicted_ids: npt.NDArray[np.int32]) -> DraftSession:
+        """A row's session: the draft cache's, with a window around it if there is one, or the window's alone."""
+        inner = self._begin_cached(plan.call, request, plan.config, predicted_ids) if plan.config.sources else None
+        if plan.jacobi is None:
+            return inner or NoDrafts()
+        prompt = request.prompt_ids[0].cpu().numpy().astype(np.int32)
+        return JacobiSession(plan.jacobi, prompt, inner=inner, acceptance=self._guess_acceptance)
+
+    def _begin_cached(
         self, call: GenerateCall, request: Request, config: LookaheadConfig, predicted_ids: npt.NDArray[np.int32]
     ) -> DraftSession:
         known, size = self.cache.vocab_size, vocab_size(call.model)

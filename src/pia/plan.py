@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from pia.config import LookaheadConfig
+from pia.config import JacobiConfig, LookaheadConfig
 from pia.drafting.budget import BudgetPolicy, Calibrator, CostCurve
 from pia.drafting.chain_budget import ChainBudgetPolicy
 from pia.drafting.separate_budget import SeparateBudgetPolicy
+from pia.drafting.window_policy import WindowPolicy, WindowWorth
 from pia.generate_call import GenerateCall
 from pia.models.capability import Capability, Mode
 from pia.models.engine import Engine, eager_engine
@@ -83,7 +84,32 @@ class Plan:
         if not self.capability.can_verify_chains:
             return self.capability.reason
         budget = f"budget by measured cost: {self.curve!r}" if self.curve else f"budget fixed at {self.config.budget}"
-        return f"{self.capability.reason}; {budget}"
+        return f"{self.capability.reason}; {budget}{self._window_reason}"
+
+    @property
+    def _window_reason(self) -> str:
+        if not self.config.jacobi:
+            return ""
+        if self.jacobi is None:
+            return "; no Jacobi window, which needs drafts and a model that verifies trees"
+        how = "as far as it pays" if self.curve is not None else "at every step"
+        return f"; Jacobi window of {self.jacobi.window_size} columns of {self.jacobi.ngram_size}-grams, {how}"
+
+    @property
+    def jacobi(self) -> JacobiConfig | None:
+        """The Jacobi window of this call's requests, if there is one: it is a tree, and lives in drafts."""
+        wanted = self.config.jacobi
+        if not (wanted and self.can_draft and self.capability.can_verify_trees):
+            return None
+        return wanted if isinstance(wanted, JacobiConfig) else JacobiConfig.for_model_size(_num_parameters(self.call))
+
+    def new_window_policy(self, worth: WindowWorth) -> WindowPolicy | None:
+        """How much of the window rides along, if there is one; learns from, and for, other calls of the model."""
+        if self.jacobi is None:
+            return None
+        return WindowPolicy(
+            self.jacobi, self.curve, max_tree=self._largest_tree, num_rows=self.call.num_rows, worth=worth
+        )
 
     @property
     def draftable_length(self) -> int | None:
@@ -124,9 +150,13 @@ class Plan:
     @property
     def _max_length(self) -> int | None:
         """The most KV slots a row can need."""
-        largest_tree = self.config.max_budget if self.config.budget == "auto" else self.config.budget
         length = self.call.stopping_criteria.max_length
-        return None if length is None else length + self.call.num_hidden + largest_tree
+        fed = self._largest_tree + (self.jacobi.num_nodes if self.jacobi is not None else 0)
+        return None if length is None else length + self.call.num_hidden + fed
+
+    @property
+    def _largest_tree(self) -> int:
+        return self.config.max_budget if self.config.budget == "auto" else self.config.budget
 
 
 def _engine_and_curve(
@@ -150,6 +180,10 @@ def _engine(call: GenerateCall, config: LookaheadConfig, capability: Capability)
     if call.own_prompt is not None or capability.positions.refill_at is not None:
         return eager("the model as it is: its text is more than tokens, keys and values")
     return engine_of(call.model, capability, config.engine)
+
+
+def _num_parameters(call: GenerateCall) -> int:
+    return sum(parameter.numel() for parameter in call.model.parameters())
 
 
 def _curve(config: LookaheadConfig, measure: Callable[[], CostCurve]) -> CostCurve | None:

@@ -115,3 +115,23 @@ def test_files_that_hold_no_predicted_output(run_here, small_cache, tmp_path):
     assert_one_line_error(run_here(*line, "folder"), "folder")
     assert_one_line_error(run_here(*line, "latin.txt"), "latin.txt", "UTF-8")
     assert_one_line_error(run_here(*line, "data.bin"), "data.bin", "zero bytes")
+
+
+def test_a_jacobi_window_changes_no_token(run_here, small_cache):
+    line = [
+        "generate",
+        "demo",
+        "--chat",
+        "--prompt",
+        QUESTION,
+        "--cache",
+        small_cache,
+        "--max-new-tokens",
+        "40",
+        "--json",
+    ]
+    plain = json.loads(run_here(*line, "--budget", "0").stdout)
+    for sizes in (["--jacobi"], ["--jacobi", "5,4,6"]):
+        windowed = json.loads(run_here(*line, "--budget", "8", *sizes).stdout)
+        assert windowed["token_ids"] == plain["token_ids"]
+        assert windowed["stats"]["num_window"] > 0 == plain["stats"]["num_window"]

@@ -244,7 +244,7 @@ def test_a_batch_generates_the_bits_of_its_rows_alone(llama):
         longest = max(text.shape[1] for text in texts)
         batch = torch.cat([torch.nn.functional.pad(text, (longest - text.shape[1], 0)) for text in texts])
         mask = torch.stack([torch.arange(longest) >= longest - text.shape[1] for text in texts]).long()
-        lookahead = pia.Lookahead(exact=True, budget=6)
+        lookahead = pia.Lookahead(exact=True, budget=6, sources=["cache"])
         for _ in range(2):  # the second time with drafts that the first has taught
             together = generate(model, batch, lookahead, attention_mask=mask, eos_token_id=None)
         assert 0 < together.stats.num_accepted < together.stats.num_drafted

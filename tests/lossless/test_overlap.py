@@ -41,8 +41,8 @@ class Asynchronous:
 
 
 class OverlappedLookahead(pia.Lookahead):
-    def _decoding(self, call, rows, runner, policy, stats):
-        return super()._decoding(call, rows, Asynchronous(runner), policy, stats)
+    def _decoding(self, call, rows, runner, *others):
+        return super()._decoding(call, rows, Asynchronous(runner), *others)
 
 
 class FailsError(Exception):
@@ -97,7 +97,7 @@ def test_the_call_back_comes_between_launch_and_wait(llama, monkeypatch):
 
 
 def test_prepared_drafts_are_used(llama):
-    lookahead = OverlappedLookahead(budget=4)
+    lookahead = OverlappedLookahead(budget=4, sources=["cache"])  # recycled logits belong into the next draft
     total = []
     for prompt in [*prompts(4, seed=62), *prompts(4, seed=62)]:
         llama.generate(prompt, custom_generate=lookahead, max_new_tokens=80, do_sample=False, eos_token_id=None)
@@ -106,6 +106,16 @@ def test_prepared_drafts_are_used(llama):
     assert 0 < stats.prepared_hits < stats.num_steps
     assert stats.prepared_hits <= stats.num_prepared <= 4 * stats.num_steps
     assert stats.as_dict()["host_s"] == stats.draft_s + stats.launch_s + stats.accept_s + stats.keep_s
+
+
+@pytest.mark.parametrize("sources", [(), ("cache", "recycled")], ids=["alone", "mixed"])
+def test_same_tokens_with_a_jacobi_window(llama, sources):
+    config = pia.config.JacobiConfig(window_size=5, ngram_size=4)
+    for prompt in prompts(4, seed=65):
+        plain = llama.generate(prompt, **GREEDY)
+        lookahead = OverlappedLookahead(jacobi=config, sources=sources, budget=24)
+        assert torch.equal(llama.generate(prompt, custom_generate=lookahead, **GREEDY), plain)
+        assert lookahead.last_stats.num_window > 0 and lookahead.last_stats.hidden_s > 0
 
 
 @pytest.mark.parametrize("agreement", [0.0, 0.7, 1.0], ids=["never", "sometimes", "always"])

@@ -169,7 +169,7 @@ def test_a_case_replays_what_a_replay_without_a_model_counts(trace):
     case = replay_case(trace, TINY, dtype=torch.float32, warm=5, limit=2)
     assert case.label == "tiny shape, random weights, tokens from toy"
     assert case.max_new_tokens == [30, 30]
-    lookahead = Lookahead(case.new_cache(), budget=8, max_depth=32)
+    lookahead = Lookahead(case.new_cache(), budget=8, max_depth=32, sources=["cache"])
     steps = 0
     for index, prompt in enumerate(case.prompts):
         with case.forcing(index):

@@ -27,36 +27,39 @@ def stats(num_steps, accepted, drafted):
 
 def test_every_source_is_alone_once_and_all_are_together():
     ways = {way.name: way for way in usual_ways()}
-    assert list(ways) == ["cache", "recycled", "token_recycling", "mix"]
+    assert list(ways) == ["cache", "recycled", "jacobi", "token_recycling", "mix", "mix_jacobi"]
     comparison = SourceComparison(usual_ways(), [16, "auto"], engine="eager")
     names = [entry.name for entry in comparison.entries]
     assert names == [
-        "cache@16", "recycled@16", "token_recycling@16", "mix@16", "cache@auto", "recycled@auto", "mix@auto",
-        "token_recycling@80",
+        "cache@16", "recycled@16", "jacobi@16", "token_recycling@16", "mix@16", "mix_jacobi@16",
+        "cache@auto", "recycled@auto", "jacobi@auto", "mix@auto", "mix_jacobi@auto", "token_recycling@80",
     ]  # fmt: skip
     assert [one.name for one in comparison.contenders(is_sampled=False)] == ["generate", "plain", *names]
     assert [one.name for one in comparison.contenders(is_sampled=True)] == ["plain", *names]
 
 
 def test_a_comparison_of_a_toy(llama):
-    comparison = SourceComparison(usual_ways(), [8], engine="eager")
+    comparison = SourceComparison(usual_ways(), [24], engine="eager")
     workload = Workload(llama, PROMPTS, [20, 20], {"do_sample": False})
     report = measure(workload, comparison.contenders(is_sampled=False), rounds=2)
     result = comparison.result(workload, report)
     assert result["identical"] == result["questions"] == 2
     rows = result["contenders"]
-    assert set(rows["cache@8"]["by_source"]) <= {"own", "shared"}
-    assert set(rows["recycled@8"]["by_source"]) == {"recycled"}
-    assert {"own", "recycled"} <= set(rows["mix@8"]["by_source"])
+    assert set(rows["cache@24"]["by_source"]) <= {"own", "shared"}
+    assert set(rows["recycled@24"]["by_source"]) == {"recycled"}
+    assert {"own", "recycled"} <= set(rows["mix@24"]["by_source"])
+    assert set(rows["jacobi@24"]["by_source"]) == {"jacobi"}
+    assert rows["jacobi@24"]["window"] > 10 > rows["mix@24"]["window"] == 0
     for row in rows.values():
         assert row["edl"] == pytest.approx(1 + sum(part["accepted"] for part in row["by_source"].values()), abs=2e-3)
         assert row["drafted"] == pytest.approx(sum(part["drafted"] for part in row["by_source"].values()), abs=2e-3)
-    assert result["mix_over_best"].keys() == {"mix@8"}
-    assert result["edl"]["mix@8"] == rows["mix@8"]["edl"]
+    assert result["mix_over_best"].keys() == {"mix@24", "mix_jacobi@24"}
+    assert result["edl"]["mix@24"] == rows["mix@24"]["edl"]
 
 
 def test_the_mix_is_held_against_the_best_single_source_and_no_peer():
-    names = {"cache": (10, 2.0), "recycled": (20, 4.0), "token_recycling": (90, 1.0), "mix": (30, 2.5)}
+    names = {"cache": (10, 2.0), "recycled": (20, 4.0), "jacobi": (1, 5.0), "token_recycling": (90, 1.0),
+             "mix": (30, 2.5), "mix_jacobi": (30, 2.0)}  # fmt: skip
     runs = {PLAIN: [[Run([1] * 50, 5.0, Stats())]], "generate": [[Run([1] * 50, 6.0, None)]]}
     for name, (accepted, seconds) in names.items():
         runs[f"{name}@16"] = [[Run([1] * 50, seconds, stats(10, {"own": accepted}, {"own": 100}))]]
@@ -64,7 +67,7 @@ def test_the_mix_is_held_against_the_best_single_source_and_no_peer():
     result = SourceComparison(usual_ways(), [16]).result(
         Workload(None, PROMPTS[:1], [50]), Report(runs, reference="generate")
     )
-    assert list(result["mix_over_best"]) == ["mix@16"]
+    assert list(result["mix_over_best"]) == ["mix@16", "mix_jacobi@16"]
     against = result["mix_over_best"]["mix@16"]
     assert (against["best"], against["fastest"]) == ("recycled", "cache")
     assert against["edl"] == pytest.approx(4 / 3, abs=1e-4)

@@ -45,9 +45,10 @@ class Way:
 
 
 def usual_ways() -> list[Way]:
-    """Every source alone, then Token Recycling as published, then all sources in one tree."""
+    """Every source alone, then Token Recycling as published, then all in one tree, without a window and with one."""
     return [
         *(Way(source, f"{source} alone", {"sources": (source,)}) for source in SOURCES),
+        Way("jacobi", "Jacobi window alone", {"sources": (), "jacobi": True}),
         Way(
             "token_recycling",
             "Token Recycling as published",
@@ -56,6 +57,7 @@ def usual_ways() -> list[Way]:
             own_budget=NUM_NODES,
         ),
         Way("mix", "all in one tree", role="mix"),
+        Way("mix_jacobi", "all, and a window", {"jacobi": True}, role="mix"),
     ]
 
 
@@ -128,6 +130,7 @@ class SourceComparison:
             "budget": entry.budget,
             "role": entry.way.role,
             "edl": round(stats.edl, 4),
+            "window": round(stats.num_window / max(1, stats.num_steps), 3),
             "drafted": round(stats.num_drafted / max(1, stats.num_steps), 3),
             "by_source": by_source(stats),
             "tokens_per_s": {

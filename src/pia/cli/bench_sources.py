@@ -124,7 +124,7 @@ def _show(result: Mapping[str, Any]) -> None:
         console.print(_table(f"text drawn at temperature {worst['temperature']:g}", worst), highlight=False)
     start = "each prompt" if result["forgets"] else "each round"
     console.print(
-        f"The cache is empty at the start of {start}. nodes: drafted a forward; by source: accepted a forward.",
+        f"The cache is empty at the start of {start}. nodes, window: fed a forward; by source: accepted a forward.",
         markup=False,
     )
     print(f"On {machine_line(result['machine'])}.")
@@ -141,10 +141,11 @@ def _table(title: str, result: Mapping[str, Any]) -> Any:
     about = f"{result['questions']} prompts, {plural(result['rounds'], 'round')}"
     table = Table(title=f"{title}: {about}; plain decoding {result['tokens_per_s']['plain']:.1f} tokens/s")
     table.add_column("", no_wrap=True)
-    for column in ("budget", "nodes", "EDL", "x plain", "same", *names):
+    for column in ("budget", "nodes", "window", "EDL", "x plain", "same", *names):
         table.add_column(column, justify="right")
     for row, following in zip(rows, [*rows[1:], None], strict=True):
-        figures = [f"{row['drafted']:.1f}", f"{row['edl']:.2f}", f"{row['over_plain']:.2f}"]
+        nodes = [f"{row['drafted']:.1f}", f"{row['window']:.1f}" if row["window"] else ""]
+        figures = [*nodes, f"{row['edl']:.2f}", f"{row['over_plain']:.2f}"]
         same = f"{row['identical']}/{result['questions']}"
         sources = [f"{row['by_source'][name]['accepted']:.2f}" if name in row["by_source"] else "" for name in names]
         is_last = following is not None and following["budget"] != row["budget"]

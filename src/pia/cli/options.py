@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any, get_args
 
-from pia.config import SOURCES, EngineName
+from pia.config import SOURCES, EngineName, JacobiConfig
 from pia.errors import UnsupportedOptionError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def add_drafting(parser: argparse.ArgumentParser) -> None:
     """Drafts and where they come from."""
     group = parser.add_argument_group("drafts")
     add_budget(group)
+    add_jacobi(group)
     add_exact(group)
     add_engine(group)
     add_sources(group)
@@ -63,6 +64,15 @@ def add_budget(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--max-depth", type=positive, default=64, metavar="N", help="most tokens of a draft's path (64)"
     )
+
+
+def add_jacobi(parser: argparse._ActionsContainer) -> None:
+    """Whether a lookahead window rides along."""
+    parser.add_argument(
+        "--jacobi", nargs="?", const=True, default=False, type=_jacobi, metavar="W,N,G",
+        help="a Jacobi lookahead window rides along where it pays: columns, tokens of an n-gram, n-grams of each first "
+        "token (if not given, as published for the model's size)",
+    )  # fmt: skip
 
 
 def add_exact(parser: argparse._ActionsContainer) -> None:
@@ -85,8 +95,8 @@ def add_engine(parser: argparse._ActionsContainer) -> None:
 def add_sources(parser: argparse._ActionsContainer) -> None:
     """What drafts are made from."""
     parser.add_argument(
-        "--sources", type=names, default=SOURCES, metavar="A,B",
-        help=f"what drafts are made from, in one tree ({','.join(SOURCES)})",
+        "--sources", type=_sources, default=SOURCES, metavar="A,B",
+        help=f"what drafts are made from, in one tree ({','.join(SOURCES)}); none: a Jacobi window alone",
     )  # fmt: skip
 
 
@@ -127,7 +137,8 @@ def new_lookahead(args: argparse.Namespace) -> Lookahead:
     """A `Lookahead` for the drafting options."""
     from pia.lookahead import Lookahead
 
-    options = {name: getattr(args, name) for name in ("budget", "max_depth", "exact", "engine", "namespace", "sources")}
+    names = ("budget", "max_depth", "jacobi", "exact", "engine", "namespace", "sources")
+    options = {name: getattr(args, name) for name in names}
     return Lookahead(load_cache(args), recorder=_recorder(args), corpora=dict(args.corpus), **options)
 
 
@@ -199,9 +210,27 @@ def _at_least(least: int, text: str) -> int:
     return int(text)
 
 
+def _sources(text: str) -> list[str]:
+    """Reads names, or "none"."""
+    return [] if text == "none" else names(text)
+
+
 def _budget(text: str) -> int | str:
     """Reads "auto" or a number of draft nodes."""
     return "auto" if text == "auto" else natural(text)
+
+
+def _jacobi(text: str) -> JacobiConfig:
+    """Reads W,N,G."""
+    try:
+        window_size, ngram_size, max_ngrams = map(int, text.split(","))
+        return JacobiConfig(window_size=window_size, ngram_size=ngram_size, max_ngrams=max_ngrams)
+    except UnsupportedOptionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not W,N,G, as in 15,5,15; for the published sizes give nothing, and another option next"
+        ) from None
 
 
 def _temperature(text: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -10,11 +11,13 @@ from pia.config import Shape
 from pia.decoding.request import Request
 from pia.drafting.budget import BudgetPolicy
 from pia.drafting.shape import best_chain, branches
-from pia.drafting.source import DraftSession, NoDrafts, PatientSession, RecyclingSession
+from pia.drafting.source import DraftSession, NoDrafts, PatientSession, RecyclingSession, WindowedSession
 from pia.drafting.top_tokens import TopTokens
 from pia.drafting.tree import DraftTree
 
 _NO_DRAFT = DraftTree.empty()
+_MOST_NODES = 1024
+"""No step verifies more, whatever the budget: masks grow with the square, and the last of so many are next to never right."""
 
 
 class Drafter:
@@ -59,7 +62,7 @@ class Drafter:
         self.num_prepared = 0
         if budget == 0 or depth <= 0:
             return
-        tree = self.session.propose(budget, depth)
+        tree = self.session.propose(min(budget, _MOST_NODES), depth)
         if self._vocab_size is not None and len(tree) and tree.token_ids.max() >= self._vocab_size:
             tree = tree.prefix(int(np.argmax(tree.token_ids >= self._vocab_size)))
         self.proposed = best_chain(tree) if self._shape == "chain" else tree
@@ -69,6 +72,13 @@ class Drafter:
         tree = self.proposed.prefix(size)
         return branches(tree, most) if self._shape == "branches" else tree
 
+    def window(self, request: Request, max_nodes: int) -> DraftTree:
+        """What the source wants fed behind the draft, though it is none; nothing where no draft can come of it."""
+        room = self._room(request)
+        if self._windowed is None or max_nodes == 0 or room < 1 or request.num_left == 1:
+            return _NO_DRAFT
+        return self._windowed.window(max_nodes, room)
+
     @property
     def num_top(self) -> int:
         """How many likeliest tokens of each place it wants to know; 0 for none."""
@@ -76,7 +86,7 @@ class Drafter:
 
     def recycle(self, tree: DraftTree, top: TopTokens) -> None:
         """Hands on what the forward over `tree` found likely, before anything else is learned from it."""
-        if self._recycling is not None:
+        if self._recycling is not None and self._recycling.num_top:
             num_top = self._recycling.num_top  # a recording may have asked for more
             self._recycling.recycle(tree, top if top.num_each <= num_top else top.at(slice(None), num_top))
 
@@ -115,7 +125,8 @@ class Drafter:
     def _use(self, session: DraftSession) -> None:
         self.session = session
         self._patient = session if isinstance(session, PatientSession) else None
-        self._recycling = session if isinstance(session, RecyclingSession) and session.num_top else None
+        self._recycling = session if isinstance(session, RecyclingSession) else None
+        self._windowed = session if isinstance(session, WindowedSession) else None
 
     def _take_note(
         self, tree: DraftTree, nodes: list[int], token_ids: list[int], observe: Callable[[list[int]], None]
@@ -131,10 +142,13 @@ class Drafter:
 
     def _depth(self, request: Request) -> int:
         """How far a draft may run ahead: a step emits one token more than its depth, and none beyond the end."""
-        depth = self._max_depth
-        if request.num_left is not None:
-            depth = min(depth, request.num_left - 1)
+        depth = min(self._max_depth, self._room(request))
+        return depth if request.num_left is None else min(depth, request.num_left - 1)
+
+    def _room(self, request: Request) -> int:
+        """How far the model can be fed ahead."""
+        room = sys.maxsize
         if self._max_length is not None:
-            depth = min(depth, self._max_length - len(request.token_ids))
+            room = self._max_length - len(request.token_ids)
         limit = self._depth_at(len(request.token_ids) - 1) if self._depth_at else None
-        return depth if limit is None else min(depth, limit)
+        return room if limit is None else min(room, limit)

@@ -16,9 +16,11 @@ from pia.decoding.drafter import Drafter
 from pia.decoding.overlap import Overlap, commit
 from pia.decoding.request import Request
 from pia.decoding.stats import Step
+from pia.decoding.window import observe_windows, with_windows
 from pia.drafting.budget import BudgetPolicy
 from pia.drafting.top_tokens import TopTokens
 from pia.drafting.tree import DraftTree
+from pia.drafting.window_policy import WindowPolicy
 from pia.models.runner import Runner
 
 
@@ -31,6 +33,8 @@ class Row:
     request: Request
     chooser: TokenChooser
     drafter: Drafter
+    num_told: int = 0
+    """So many of the likeliest tokens are told with each token that is emitted."""
 
 
 class _Times(NamedTuple):
@@ -45,18 +49,17 @@ class _Times(NamedTuple):
 
 
 def decode_steps(
-    runner: Runner, rows: Sequence[Row], policy: BudgetPolicy, num_top: int = 0
+    runner: Runner, rows: Sequence[Row], policy: BudgetPolicy, windows: WindowPolicy | None = None
 ) -> Generator[Step, None, None]:
     """Decodes requests together, one forward a step, the prefill first. Each step is yielded row by row.
 
     A row's session ends with the row: learned from if the request came to its end, without a trace if it was broken
-    off by an exception or by a consumer that stopped listening. With `num_top`, steps tell so many of the likeliest
-    tokens at each place that emitted one.
+    off by an exception or by a consumer that stopped listening.
     """
     active = list(rows)
     ended: list[Drafter] = []  # their texts are still to be learned
     try:
-        steps = _prefill(runner, active, policy, num_top)
+        steps = _prefill(runner, active, policy)
         while True:
             ended += _retire_finished(runner, active)
             if not (active and runner.is_asynchronous):
@@ -64,7 +67,7 @@ def decode_steps(
             yield from steps
             if not active:
                 return
-            steps = _step(runner, active, policy, ended, num_top)
+            steps = _step(runner, active, policy, ended, windows)
     finally:
         commit(ended, policy)
         for row in rows:
@@ -87,42 +90,52 @@ def _retire_finished(runner: Runner, active: list[Row]) -> list[Drafter]:
 
 
 @torch.no_grad()
-def _prefill(runner: Runner, rows: Sequence[Row], policy: BudgetPolicy, num_top: int) -> list[Step]:
+def _prefill(runner: Runner, rows: Sequence[Row], policy: BudgetPolicy) -> list[Step]:
     """Feeds the prompts and emits each row's first token."""
     start = perf_counter()
     logits = runner.prefill([row.request.prompt_ids[0] for row in rows])
     forwarded = perf_counter()
     trees = [DraftTree.empty()] * len(rows)
-    top = _top_tokens(rows, logits[:, None], num_top)
+    top = _top_tokens(rows, logits[:, None])
     walks = _accept(rows, trees, logits[:, None])
     walked = perf_counter()
-    likeliest = _recycle(rows, trees, walks, top, num_top)
+    told = _recycle(rows, trees, walks, top)
     _learn(rows, policy, trees, walks, is_put_off=runner.is_asynchronous)
     times = _Times(0.0, forwarded - start, walked - forwarded, perf_counter() - walked)
-    return _steps(rows, trees, walks, times, likeliest, is_prefill=True)
+    return _steps(rows, trees, trees, walks, times, told, is_prefill=True)
 
 
 @torch.no_grad()
-def _step(runner: Runner, rows: Sequence[Row], policy: BudgetPolicy, ended: list[Drafter], num_top: int) -> list[Step]:
+def _step(
+    runner: Runner,
+    rows: Sequence[Row],
+    policy: BudgetPolicy,
+    ended: list[Drafter],
+    windows: WindowPolicy | None,
+) -> list[Step]:
     """Draft, verify, accept, keep, learn; a device of its own leaves time to learn while it verifies the next draft."""
     start = perf_counter()
     trees = _draft(rows, policy)
+    requests, drafters = [row.request for row in rows], [row.drafter for row in rows]
+    fed = with_windows(requests, drafters, trees, windows) if windows is not None else trees
     drafted = perf_counter()
-    overlap = Overlap([row.request for row in rows], [row.drafter for row in rows], trees, policy, ended)
+    overlap = Overlap(requests, drafters, trees, policy, ended)
     last_ids = [row.request.token_ids[-1] for row in rows]
-    logits = runner.forward(last_ids, trees, overlap) if runner.is_asynchronous else runner.forward(last_ids, trees)
+    logits = runner.forward(last_ids, fed, overlap) if runner.is_asynchronous else runner.forward(last_ids, fed)
     forwarded = perf_counter()
-    top = _top_tokens(rows, logits, num_top)
+    top = _top_tokens(rows, logits)
     walks = _accept(rows, trees, logits)
     walked = perf_counter()
     runner.keep([walk.rows for walk in walks])
-    likeliest = _recycle(rows, trees, walks, top, num_top)
+    told = _recycle(rows, fed, walks, top)
     _learn(rows, policy, trees, walks, is_put_off=runner.is_asynchronous)
+    if windows is not None:
+        observe_windows(windows, trees, fed, walks)
     launch_s = overlap.started_at - drafted if overlap.started_at is not None else 0.0
     times = _Times(
         drafted - start, forwarded - drafted, walked - forwarded, perf_counter() - walked, launch_s, overlap.seconds
     )
-    return _steps(rows, trees, walks, times, likeliest)
+    return _steps(rows, trees, fed, walks, times, told)
 
 
 def _draft(rows: Sequence[Row], policy: BudgetPolicy) -> list[DraftTree]:
@@ -139,26 +152,23 @@ def _accept(rows: Sequence[Row], trees: Sequence[DraftTree], logits: torch.Tenso
     return [accept(tree, row.chooser, row.request) for row, tree in zip(rows, trees, strict=True)]
 
 
-def _top_tokens(rows: Sequence[Row], logits: torch.Tensor, num_top: int) -> TopTokensOfStep | None:
+def _top_tokens(rows: Sequence[Row], logits: torch.Tensor) -> TopTokensOfStep | None:
     """Begins to look for the likeliest tokens of each place, if drafts are made from them or they are to be told."""
-    count = max(num_top, *(row.drafter.num_top for row in rows))
+    count = max(max(row.num_told, row.drafter.num_top) for row in rows)
     return TopTokensOfStep(logits, count) if count else None
 
 
 def _recycle(
-    rows: Sequence[Row],
-    trees: Sequence[DraftTree],
-    walks: Sequence[Accepted],
-    top: TopTokensOfStep | None,
-    num_top: int,
+    rows: Sequence[Row], fed: Sequence[DraftTree], walks: Sequence[Accepted], top: TopTokensOfStep | None
 ) -> list[TopTokens | None]:
     """Hands each row what the forward found likely, and returns what is to be told of it."""
     if top is None:
         return [None] * len(rows)
-    fetched = top.fetch()
-    for row, tree, top_of_row in zip(rows, trees, fetched, strict=True):
+    told: list[TopTokens | None] = []
+    for row, tree, walk, top_of_row in zip(rows, fed, walks, top.fetch(), strict=True):
         row.drafter.recycle(tree, top_of_row)
-    return [part.at(walk.rows, num_top) if num_top else None for part, walk in zip(fetched, walks, strict=True)]
+        told.append(top_of_row.at(walk.rows, row.num_told) if row.num_told else None)
+    return told
 
 
 def _learn(
@@ -181,9 +191,10 @@ def _learn(
 def _steps(
     rows: Sequence[Row],
     trees: Sequence[DraftTree],
+    fed: Sequence[DraftTree],
     walks: Sequence[Accepted],
     times: _Times,
-    likeliest: Sequence[TopTokens | None],
+    told: Sequence[TopTokens | None],
     is_prefill: bool = False,
 ) -> list[Step]:
     """What to tell of a step, row by row; each row bears an equal share of the time."""
@@ -193,6 +204,7 @@ def _steps(
             token_ids=walk.token_ids,
             sources=walk.sources,
             num_nodes=len(tree),
+            num_window=len(fed_tree) - len(tree),
             draft_s=share.draft,
             forward_s=share.forward,
             accept_s=share.accept,
@@ -207,5 +219,5 @@ def _steps(
             node_sources=tree.sources,
             top=top,
         )
-        for row, tree, walk, top in zip(rows, trees, walks, likeliest, strict=True)
+        for row, tree, fed_tree, walk, top in zip(rows, trees, fed, walks, told, strict=True)
     ]

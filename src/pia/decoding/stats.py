@@ -24,6 +24,8 @@ class Step:
     """For each token, the source that had drafted it; `None` where the model went its own way."""
     num_nodes: int = 0
     """Draft nodes fed."""
+    num_window: int = 0
+    """Nodes of a lookahead window fed besides, which are no drafts."""
     draft_s: float = 0.0
     """Seconds spent on drafting (and choosing the tree's size)."""
     forward_s: float = 0.0
@@ -83,6 +85,8 @@ class Stats:
     num_tokens: int = 0
     """Tokens emitted, the prefill's included."""
     num_drafted: int = 0
+    num_window: int = 0
+    """Nodes of lookahead windows fed, which are no drafts."""
     num_accepted: int = 0
     prefill_s: float = 0.0
     draft_s: float = 0.0
@@ -117,7 +121,7 @@ class Stats:
         """Counts one step."""
         self.num_tokens += len(step.token_ids)
         self.edls.append(len(step.token_ids))
-        self.dls.append(1 + step.num_nodes)
+        self.dls.append(1 + step.num_nodes + step.num_window)
         self.fts.append(step.forward_s)
         self.accept_s += step.accept_s
         self.keep_s += step.keep_s
@@ -128,6 +132,7 @@ class Stats:
             return
         self.num_steps += 1
         self.num_drafted += step.num_nodes
+        self.num_window += step.num_window
         self.num_accepted += step.num_accepted
         self.draft_s += step.draft_s
         self.forward_s += step.forward_s

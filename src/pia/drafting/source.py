@@ -69,6 +69,18 @@ class RecyclingSession(DraftSession, Protocol):
         ...
 
 
+@runtime_checkable
+class WindowedSession(RecyclingSession, Protocol):
+    """A session that wants nodes to be fed which are no drafts, for what the model finds likely behind them."""
+
+    def window(self, max_nodes: int, max_depth: int) -> DraftTree:
+        """At most `max_nodes` nodes, at most `max_depth` deep, to be fed behind the draft of this step.
+
+        They are the last nodes of the tree that `recycle` is then told of.
+        """
+        ...
+
+
 class DraftSource(Protocol):
     """Something that drafts, shared by all requests and threads."""
 

@@ -74,6 +74,18 @@ class DraftTree:
             depths[node] = depths[parent] + 1
         return np.array(depths[:-1], np.int32)
 
+    def with_window(self, window: DraftTree) -> DraftTree:
+        """What is fed where this tree is verified and the nodes of another ride behind it, on the same root."""
+        if not len(window):
+            return self
+        parents = np.where(window.parents < 0, -1, window.parents + len(self)).astype(np.int32)
+        return DraftTree(
+            np.concatenate((self.token_ids, window.token_ids)),
+            np.concatenate((self.parents, parents)),
+            np.concatenate((self.probs, window.probs)),
+            np.concatenate((self.sources, window.sources)),
+        )
+
     def prefix(self, count: int) -> DraftTree:
         """The best tree of at most `count` nodes."""
         return DraftTree(self.token_ids[:count], self.parents[:count], self.probs[:count], self.sources[:count])
