@@ -22,7 +22,7 @@ PYTHON_FILES := src tests tools
 say := @echo "pia:"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-oldest lint format bench bench-batch bench-long bench-replay bench-cache clean
+.PHONY: help setup demo test test-all test-oldest lint format bench bench-batch bench-long bench-replay bench-cache bench-sources clean
 .DELETE_ON_ERROR:
 
 help:
@@ -36,6 +36,7 @@ help:
 	@echo "make bench-batch  batches of 8 against Transformers' own; the last line is JSON"
 	@echo "make bench-long   prompts of 32k tokens: prefill, memory, steps; the last line is JSON"
 	@echo "make bench-replay only the replay: PIA's drafts beside those of others; the last line is JSON"
+	@echo "make bench-sources each source of drafts alone and all in one tree, from an empty cache; the last line is JSON"
 	@echo "make bench-cache  measure the draft cache alone, at 10 million tokens; the last line is JSON"
 	@echo "make setup        only create the environment and build"
 	@echo "make clean        remove environments and build outputs"
@@ -76,6 +77,9 @@ bench-long: $(VENV)/.installed
 
 bench-replay: $(VENV)/.installed $(VENV)/.peers
 	@$(BIN)/pia replay --budgets 8,16,32,64,auto
+
+bench-sources: $(VENV)/.installed
+	@$(BIN)/pia bench demo --compare-sources --questions 100 --rounds 1
 
 bench-cache:
 	@tools/bench_cache.sh

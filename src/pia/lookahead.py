@@ -6,6 +6,7 @@ import logging
 import weakref
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -155,7 +156,8 @@ class Lookahead:
             for request, predicted in zip(requests, predicted_ids, strict=True)
         ]
         drafters = [_new_drafter(plan, session) for session in sessions]
-        rows = list(map(Row, range(call.num_rows), requests, choosers, drafters))
+        num_told = 0 if self.recorder is None else self.recorder.top_k
+        rows = list(map(Row, range(call.num_rows), requests, choosers, drafters, repeat(num_told)))
         is_unused = any(map(len, predicted_ids)) and not plan.capability.can_verify_chains
         reason = f"{plan.reason}; {_UNUSED}" if is_unused else plan.reason
         windows = plan.new_window_policy(self._worths.setdefault(call.model, WindowWorth()))
@@ -285,6 +287,8 @@ class Lookahead:
             **call.model_kwargs,
         )
         if self.recorder is not None:
+            if self.recorder.top_k:
+                self._warn_once(f"PIA records without likeliest tokens what Transformers decodes: {reason}")
             sequences = output if isinstance(output, torch.Tensor) else output["sequences"]
             mask, stop_ids = call.model_kwargs.get("attention_mask"), Stopping(call.stopping_criteria).eos_ids
             record_rows(self.recorder, call.input_ids, mask, sequences, stop_ids, **self._facts(call))

@@ -13,7 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pia.errors import TraceError
+import numpy as np
+
+from pia.drafting.top_tokens import TopTokens
+from pia.errors import TraceError, UnsupportedOptionError
 
 if TYPE_CHECKING:
     import torch
@@ -38,13 +41,19 @@ class TraceRecorder:
 
     Args:
         path: .jsonl or .npz; an existing trace is continued.
+        top_k: with each output token keep so many of the likeliest tokens there and their probabilities (those of the
+            model's raw logits at temperature 1), so that a replay can draft from them; 0 for none.
 
     Raises:
         TraceError: the name says neither, the file holds something else, or it cannot be written.
+        UnsupportedOptionError: `top_k` is no number of tokens.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, top_k: int = 0) -> None:
+        if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 0:
+            raise UnsupportedOptionError(f"top_k must be a whole number of at least 0, got {top_k!r}")
         self.path = Path(path)
+        self.top_k = top_k
         self.num_recorded = 0
         self.num_failed = 0
         """Requests that could not be written; the first is reported in the log."""
@@ -61,7 +70,9 @@ class TraceRecorder:
                 "make sure that the folder exists and is writable, or choose another path"
             ) from error
 
-    def record(self, prompt_ids: Sequence[int], output_ids: Sequence[int], **facts: Any) -> None:
+    def record(
+        self, prompt_ids: Sequence[int], output_ids: Sequence[int], *, top: TopTokens | None = None, **facts: Any
+    ) -> None:
         """Appends a finished request.
 
         What cannot be written is counted and logged, not raised: the answer is worth more than its record.
@@ -69,16 +80,24 @@ class TraceRecorder:
         Args:
             prompt_ids: the prompt, `[n]`.
             output_ids: what the model wrote, `[m]`, without the end-of-text token.
+            top: the likeliest tokens at the places that they come from, `[m, k]`.
             **facts: `model`, `tokenizer` (its fingerprint), and whatever else a line shall carry.
+
+        Raises:
+            ValueError: `top` does not fit the output.
         """
+        from pia.bench.trace_top import as_lists, checked
+
         prompt, output = [int(token) for token in prompt_ids], [int(token) for token in output_ids]
         facts = {name: value for name, value in facts.items() if value is not None}
+        top = None if top is None else checked(*top, len(output))
         with self._lock:
             try:
                 if self._is_lines:
-                    self._append({"prompt_ids": prompt, "output_ids": output, **facts})
+                    extra = {} if top is None else as_lists(top)
+                    self._append({"prompt_ids": prompt, "output_ids": output, **facts, **extra})
                 else:
-                    self._rewrite(prompt, output, facts)
+                    self._rewrite(prompt, output, top, facts)
             except OSError as error:
                 self.num_failed += 1
                 if self.num_failed == 1:
@@ -136,8 +155,8 @@ class TraceRecorder:
         self._trace = Trace.load(self.path) if exists else Trace(self.path.stem, [], [])
         self._trace.save(self.path)  # so that what cannot be written shows now
 
-    def _rewrite(self, prompt: list[int], output: list[int], facts: dict[str, Any]) -> None:
-        trace = replace(self._trace.with_request(prompt, output), meta={**self._trace.meta, **facts})
+    def _rewrite(self, prompt: list[int], output: list[int], top: TopTokens | None, facts: dict[str, Any]) -> None:
+        trace = replace(self._trace.with_request(prompt, output, top), meta={**self._trace.meta, **facts})
         trace.save(self.path)
         self._trace = trace
 
@@ -160,13 +179,25 @@ def recorded(
     steps: Generator[Step, None, None], requests: Sequence[Request], recorder: TraceRecorder | None, **facts: Any
 ) -> Generator[Step, None, None]:
     """Passes steps on and records each request as it finishes; one that is broken off is not recorded."""
+    tops: list[list[TopTokens]] = [[] for _ in requests]
     with closing(steps):
         for step in steps:
+            if step.top is not None:
+                tops[step.row].append(step.top)
             if recorder is not None and step.finish_reason is not None:
                 request = requests[step.row]
                 output = until_stop(request.output_ids, request.stopping.eos_ids)
-                recorder.record(request.prompt_ids[0].tolist(), output, **facts)
+                top = _joined(tops[step.row], len(output))
+                recorder.record(request.prompt_ids[0].tolist(), output, top=top, **facts)
             yield step
+
+
+def _joined(parts: Sequence[TopTokens], length: int) -> TopTokens | None:
+    """The likeliest tokens of an output's first `length` places, from those of its steps; none of broken logits."""
+    if not parts:
+        return None
+    ids, probs = (np.concatenate(arrays)[:length] for arrays in zip(*parts, strict=True))
+    return TopTokens(ids, probs) if np.isfinite(probs).all() else None
 
 
 def record_rows(

@@ -54,6 +54,7 @@ def check_figures(line, num_questions):
     assert 0 <= figures["host_share"] < 1
     assert {"cpu", "cores", "torch", "transformers", "threads", "dtype"} <= figures["machine"].keys()
     assert sum(figures["accepted_by_source"].values()) == figures["accepted"]
+    assert set(figures["by_source"]) <= {"pia_cold", "pia"}
     return figures
 
 
@@ -67,6 +68,28 @@ def test_bench_ends_with_one_json_line(pia, prompts_file, texts_file):
     check_figures(last, 3)
     assert "PIA without drafts" in table
     assert "float32" in table
+    assert "of nodes drafted, by source" in table
+
+
+def test_sources_are_compared(run_here, tmp_path):
+    (tmp_path / "one.txt").write_text("Tom has 3 apples and buys 4 more.\n")
+    line = ["bench", "demo", "--compare-sources", "--prompts", "one.txt", "--budgets", "8", "--rounds", "1"]
+    result = run_here(*line, "--max-new-tokens", "12", "--forget")
+    assert result.returncode == 0, result.stderr
+    table, _, last = result.stdout.rstrip("\n").rpartition("\n")
+    figures = json.loads(last)
+    assert figures["identical"] == figures["questions"] == 1
+    ways = ["cache", "recycled", "jacobi", "token_recycling", "mix", "mix_jacobi"]
+    assert list(figures["edl"]) == [*(f"{way}@8" for way in ways), "token_recycling@80"]
+    assert figures["edl"].keys() == figures["over_plain"].keys() == figures["contenders"].keys()
+    assert figures["forgets"] is True
+    worst = figures["worst_case"]
+    assert (worst["is_sampled"], worst["temperature"], worst["identical"]) == (True, 4.0, 1)
+    ways.remove("token_recycling")
+    assert list(worst["edl"]) == [*(f"{way}@auto" for way in ways), "token_recycling@80"]
+    assert "all in one tree" in table
+    assert "text drawn at temperature 4" in table
+    assert "At 8, all in one tree: " in table
 
 
 def test_a_report_of_two_prompt_sets(run_here, prompts_file, tmp_path):
@@ -190,6 +213,12 @@ def test_replays_are_marked_everywhere(run_here, fake_replays, tmp_path):
         ("bench demo --warm-requests 3", "--warm-requests"),
         ("bench demo --context 3", "--context"),
         ("bench demo --append", "--report"),
+        ("bench demo --budgets 8", "--compare-sources"),
+        ("bench demo --forget", "--compare-sources"),
+        ("bench --compare-sources", "name a MODEL"),
+        ("bench demo --compare-sources --report x", "takes no --report"),
+        ("bench demo --compare-sources --budget 8", "--budgets"),
+        ("bench demo --compare-sources --sources cache", "--sources"),
         ("bench demo --prompts a/x.txt --prompts b/x.txt", "NAME=FILE"),
     ],
 )

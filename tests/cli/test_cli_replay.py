@@ -205,14 +205,24 @@ def test_text_with_a_tokenizer_is_saved_as_token_ids(run_here, tmp_path, texts_f
 def test_what_was_recorded_is_replayed(run_here, tmp_path, name):
     """Record real generations, then replay them: the same outputs, and drafts that would have helped."""
     line = ["generate", "demo", "--chat", "--prompt", QUESTION, "--budget", "8", "--max-new-tokens", "48"]
-    answers = [json.loads(run_here(*line, "--record", name, "--json").stdout) for _ in range(3)]
+    record = ["--record", name, "--record-top-k", "8", "--sources", "cache", "--json"]
+    answers = [json.loads(run_here(*line, *record).stdout) for _ in range(3)]
     trace = Trace.load(tmp_path / name)
     assert len(trace) == 3
     assert trace.meta["model"] == "demo_model"
     for answer, output in zip(answers, trace.outputs, strict=True):
         ids = answer["token_ids"]
         assert output.tolist() == (ids[:-1] if answer["finish_reason"] == "eos" else ids)
-    result = run_here("replay", name, "--drafters", "pia", "--budgets", "16", "--warm", "2", "--json")
+    assert all("recycled" not in answer["stats"]["drafted_by_source"] for answer in answers)
+    drafters = "pia,pia-cache,pia-recycled,token-recycling"
+    result = run_here("replay", name, "--drafters", drafters, "--budgets", "16", "--warm", "2")
     assert result.returncode == 0, result.stderr
-    (row,) = json.loads(result.stdout)["rows"]
-    assert row["edl"] > 4  # it has seen this very answer twice
+    table, _, last = result.stdout.rstrip("\n").rpartition("\n")
+    rows = {row["drafter"]: row for row in json.loads(last)["rows"]}
+    assert rows["pia"]["edl"] > 4  # it has seen this very answer twice
+    assert rows["pia"]["by_source"]["recycled"]["drafted"] > 0
+    for name in ("pia-recycled", "token-recycling"):
+        assert set(rows[name]["by_source"]) == {"recycled"}
+        assert 1 < rows[name]["edl"] < rows["pia"]["edl"]
+    assert "pia against the best of the single sources: " in table
+    assert "x token-recycling at 16" in table

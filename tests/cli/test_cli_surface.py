@@ -75,6 +75,9 @@ def test_a_mistake_ends_the_process_with_code_2(pia):
         ("bench ./nowhere", "--prompts"),
         ("generate demo --prompt x --record notes.txt", "notes.txt"),
         ("generate demo --prompt x --record nowhere/notes.jsonl", "folder exists"),
+        ("generate demo --prompt x --record-top-k 8", "--record FILE"),
+        ("generate demo --prompt x --sources cache,magic", "sources must be one or more of cache, recycled"),
+        ("bench demo --sources ,", "commas"),
     ],
 )
 def test_wrong_command_lines(run_here, line, part):

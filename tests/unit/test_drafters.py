@@ -82,7 +82,7 @@ def test_pld_is_a_chain_of_what_followed_before():
 
 def test_unknown_drafters_are_refused():
     for name, words in (
-        ("magic", "unknown drafter 'magic'; choose from pia, arctic"),
+        ("magic", "unknown drafter 'magic'; choose from pia, pia-cache"),
         ("no_such_module_x:Class", "no module 'no_such_module_x'"),
         ("json:Nothing", "has no class 'Nothing'"),
         ("json:JSONEncoder", "lacks begin, propose, observe"),
@@ -92,7 +92,8 @@ def test_unknown_drafters_are_refused():
 
 
 def test_names_of_the_built_in():
-    assert list(built_in()) == ["pia", *ARCTIC, "pld", "seed"]
+    assert list(built_in()) == ["pia", "pia-cache", "pia-recycled", *ARCTIC, "pld", "seed", "token-recycling"]
+    assert [name for name, kind in built_in().items() if kind.is_usual] == ["pia", *ARCTIC, "pld", "seed"]
 
 
 # --- The protocol ----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 
 from pia.bench.bandwidth import measure_bandwidth
 from pia.bench.breakdown import step_breakdown
+from pia.bench.by_source import by_source
 from pia.bench.contenders import Accelerated, Contender
 from pia.bench.labels import label_of
 from pia.bench.latency import first_token_times
@@ -91,6 +92,7 @@ def _row(report: Report, name: str) -> dict[str, Any]:
         "over_generate": None if over is None else round(over, 3),
         "edl": None if edl is None else round(edl, 3),
         "identical": None if name == report.reference else report.num_identical(name),
+        "by_source": by_source(stats),
         "setup_s": {"first": round(setup_s[0], 3), "median": round(median(setup_s), 3)} if setup_s else None,
         "steps": steps,
         "step_ms": steps["step_ms"] if steps else None,

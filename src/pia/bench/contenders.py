@@ -63,12 +63,16 @@ class Accelerated:
     Args:
         name: shown in tables and JSON.
         new_cache: makes the draft cache that each round starts from.
+        forgets: each call starts from a new one.
         **options: of `Lookahead`.
     """
 
-    def __init__(self, name: str, new_cache: Callable[[], DraftCache], **options: Any) -> None:
+    def __init__(
+        self, name: str, new_cache: Callable[[], DraftCache], *, forgets: bool = False, **options: Any
+    ) -> None:
         self.name = name
         self._new_cache = new_cache
+        self._forgets = forgets
         self._options = options
         self._lookahead: Lookahead | None = None
 
@@ -86,6 +90,8 @@ class Accelerated:
     def run(self, model: Any, batch: Sequence[torch.Tensor], options: dict[str, Any]) -> list[Run]:
         """Answers prompts, `[1, length]` each, in one call, and takes the time."""
         assert self._lookahead is not None
+        if self._forgets:
+            self._lookahead.cache = self._new_cache()
         first, *others = _timed(model, batch, {**options, "custom_generate": self._lookahead})
         return [replace(first, stats=self._lookahead.last_stats), *others]  # they are of the whole call
 

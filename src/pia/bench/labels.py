@@ -12,6 +12,14 @@ LABELS = {
 }
 """By name of the contender."""
 
+OURS = "pia"
+"""The drafter of a replay that is PIA as it is used."""
+
+
+def is_part(drafter: str) -> bool:
+    """Whether a drafter of a replay is PIA with a single source."""
+    return drafter.startswith(f"{OURS}-")
+
 
 def label_of(name: str) -> str:
     """A contender's label; its name where it has none."""

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pia.bench.labels import OURS, is_part
 from pia.bench.plot_style import FAINT, INK, has_matplotlib, new_figure, tidy
 from pia.errors import UnsupportedOptionError
 
 _SUFFIXES = (".png", ".svg", ".pdf")
-_OURS = "pia"
 _COLOURS = {
-    _OURS: "#D55E00",
+    OURS: "#D55E00",
+    "pia-cache": "#E69F00",
+    "pia-recycled": "#CC79A7",
     "arctic": "#56B4E9",
     "arctic-wide": "#0072B2",
     "arctic-full": "#003F66",
@@ -20,8 +22,8 @@ _COLOURS = {
     "seed": "#009E73",
 }
 """Of Okabe and Ito's palette, which colour-blind readers can tell apart."""
-_MORE_COLOURS = ("#CC79A7", "#E69F00", "#000000", "#B8A600")
-_MARKERS = {_OURS: "o", "arctic": "v", "arctic-wide": "s", "arctic-full": "^", "pld": "X", "seed": "D"}
+_MORE_COLOURS = ("#000000", "#B8A600", "#7B3FA0", "#5c5c5c")
+_MARKERS = {OURS: "o", "arctic": "v", "arctic-wide": "s", "arctic-full": "^", "pld": "X", "seed": "D"}
 _LABEL_GAP = 0.068
 """Least distance of two labels, in heights of a panel."""
 
@@ -79,9 +81,11 @@ def _headline(rows: Sequence[Row]) -> str:
         others = [
             other["edl"]
             for other in rows
-            if other["drafter"] != _OURS and all(other[key] == row[key] for key in ("trace", "budget", "curve"))
+            if other["drafter"] != OURS
+            and not is_part(other["drafter"])
+            and all(other[key] == row[key] for key in ("trace", "budget", "curve"))
         ]
-        if row["drafter"] == _OURS and row["budget"] != "auto" and others:
+        if row["drafter"] == OURS and row["budget"] != "auto" and others:
             ratios.append(row["edl"] / max(others))
     if not ratios:
         return "Tokens a forward and modelled speed-up, by draft budget"
@@ -115,7 +119,7 @@ def _draw_panel(panel: Any, rows: Sequence[Row], curve: str | None) -> None:
 def _by_importance(rows: Sequence[Row]) -> list[str]:
     """Drafters, PIA last so that it lies on top."""
     names = list(dict.fromkeys(row["drafter"] for row in rows))
-    return sorted(names, key=lambda name: name == _OURS)
+    return sorted(names, key=lambda name: name == OURS)
 
 
 def _points(rows: Sequence[Row], budgets: list[int], curve: str | None) -> list[tuple[int, float]]:
@@ -130,7 +134,7 @@ def _points(rows: Sequence[Row], budgets: list[int], curve: str | None) -> list[
 
 
 def _style(name: str, order: int) -> dict[str, Any]:
-    is_ours = name == _OURS
+    is_ours = name == OURS
     return {
         "color": _COLOURS.get(name, _MORE_COLOURS[order % len(_MORE_COLOURS)]),
         "marker": _MARKERS.get(name, "P"),
@@ -167,7 +171,7 @@ def _label(panel: Any, ends: list[tuple[int, float, str, str]], last: int) -> No
                 heights[i] -= overlap / 2
                 heights[i + 1] += overlap / 2
     for (place, value, name, colour), height in zip(ends, heights, strict=True):
-        is_ours = name == _OURS
+        is_ours = name == OURS
         panel.annotate(
             f"{name} {value:.2f}", xy=(place, value), xytext=(last + 0.28, height), color=colour, va="center",
             fontsize=10 if is_ours else 8.5, fontweight="bold" if is_ours else "normal", annotation_clip=False,

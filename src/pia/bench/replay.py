@@ -2,6 +2,10 @@
 
 The drafter sees a prompt, then after each forward the tokens it yielded: the accepted drafts and one more. The first
 output token comes from prefill and counts for no forward. Warming requests are shown in one piece.
+
+Where a trace holds the likeliest tokens, drafters that want them are told after each forward, but only of the places
+that were recorded: the last token and the nodes that were accepted. A live forward also tells of the nodes that were
+not accepted, so a replay of recycled drafts is a lower bound.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from pia.bench.replay_result import ReplayResult
 from pia.bench.trace import TokenArray, Trace
 from pia.drafting.budget import BudgetPolicy
 from pia.drafting.shape import ancestors
+from pia.drafting.top_tokens import TopTokens
 from pia.drafting.tree import DraftTree, TreeWalk
 from pia.errors import DrafterError
 
@@ -66,11 +71,15 @@ def fixed_budget(budget: int) -> Callable[[], BudgetPolicy]:
 def warm_up(drafter: Drafter, trace: Trace) -> None:
     """Shows a drafter all requests of a trace, each in one piece."""
     learn = getattr(drafter, "learn", None)
-    for prompt, output in trace:
-        if learn is not None:
+    recycle = getattr(drafter, "recycle", None)
+    for (prompt, output), top in zip(trace, trace.tops or repeat(None), strict=False):
+        is_recycled = recycle is not None and top is not None and len(output) > 0
+        if learn is not None and not is_recycled:
             learn(prompt, output)
             continue
         drafter.begin(prompt)
+        if is_recycled:
+            _recycle(drafter, output.tolist(), top, 0)
         if len(output):
             drafter.observe(output.tolist())
         _end(drafter)
@@ -89,8 +98,9 @@ def play(drafter: Drafter, trace: Trace, new_policy: Callable[[], BudgetPolicy])
     """
     result = ReplayResult()
     expect = getattr(drafter, "expect", None)
-    for prompt, output, predicted in zip(
-        trace.prompts, trace.outputs, trace.predictions or repeat(_NO_TOKENS), strict=False
+    recycles = hasattr(drafter, "recycle")
+    for prompt, output, predicted, top in zip(
+        trace.prompts, trace.outputs, trace.predictions or repeat(_NO_TOKENS), trace.tops or repeat(None), strict=False
     ):
         policy = new_policy()
         start = perf_counter()
@@ -100,13 +110,17 @@ def play(drafter: Drafter, trace: Trace, new_policy: Callable[[], BudgetPolicy])
         drafter.begin(prompt)
         result.begin_us.append((perf_counter() - start) * 1e6)
         if len(output):
+            known = top if recycles else None
+            _recycle(drafter, output[:1].tolist(), known, 0)
             drafter.observe(output[:1].tolist())
-            _play_output(drafter, output, policy, result)
+            _play_output(drafter, output, policy, result, known)
         _end(drafter)
     return result
 
 
-def _play_output(drafter: Drafter, output: TokenArray, policy: BudgetPolicy, result: ReplayResult) -> None:
+def _play_output(
+    drafter: Drafter, output: TokenArray, policy: BudgetPolicy, result: ReplayResult, top: TopTokens | None
+) -> None:
     """Draft, verify against what the model wrote, learn; step by step."""
     truth, position = output.tolist(), 1
     while position < len(truth):
@@ -115,11 +129,19 @@ def _play_output(drafter: Drafter, output: TokenArray, policy: BudgetPolicy, res
         nodes = accepted_nodes(tree, islice(truth, position, None))
         emitted = truth[position : position + len(nodes) + 1]
         start = perf_counter()
+        _recycle(drafter, emitted, top, position)
         drafter.observe(emitted)
         update_s = perf_counter() - start
         policy.observe(draft.tree, len(tree), nodes, emitted[0])
         result.add(draft, tree, nodes, len(emitted), draft_s * 1e6, update_s * 1e6)
         position += len(emitted)
+
+
+def _recycle(drafter: Drafter, emitted: list[int], top: TopTokens | None, position: int) -> None:
+    """Tells what was found likely where these tokens were emitted: behind the last token and all but the newest."""
+    if top is not None:
+        fed = DraftTree.chain(emitted[:-1])
+        drafter.recycle(fed, top.at(slice(position, position + len(emitted))))  # type: ignore[attr-defined]
 
 
 def _draft(drafter: Drafter, policy: BudgetPolicy) -> tuple[Checked, float]:

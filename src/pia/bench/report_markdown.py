@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pia.bench.breakdown import PARTS
+from pia.bench.by_source import source_cells
 from pia.bench.labels import label_of
 from pia.bench.machine import device_name, machine_line
 
@@ -106,6 +107,7 @@ def _case(case: Case) -> list[str]:
         about,
         _speeds(case),
         *(f"*{label_of(name)}* is not here: {reason}." for name, reason in case["missing"].items()),
+        *_sources(case),
         "### A step",
         _steps(case),
         _engines(case),
@@ -133,6 +135,14 @@ def _speed_row(case: Case, row: Mapping[str, Any]) -> list[str]:
         _number(memory and memory / 1e6, ".1f"),
         _number(row["setup_s"] and row["setup_s"]["first"], ".2f"),
     ]
+
+
+def _sources(case: Case) -> list[str]:
+    """Where accepted drafts come from."""
+    names, rows = source_cells(case["contenders"].values())
+    if not rows:
+        return []
+    return ["### Accepted tokens a forward, of nodes drafted, by source", _table(["", *names], rows)]
 
 
 def _steps(case: Case) -> str:

@@ -7,15 +7,17 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pia.bench.trace_top import MEMBERS, packed, unpacked
 from pia.drafting.atomic_file import replacing
 from pia.drafting.token_ids import as_token_ids
+from pia.drafting.top_tokens import TopTokens
 from pia.errors import TraceError
 
 TokenArray = npt.NDArray[np.int32]
@@ -35,6 +37,7 @@ class Trace:
         meta: Where it comes from.
         predictions: What the caller of each request expected its output to be, int32, none where empty; or no arrays
             at all.
+        tops: The likeliest tokens at each place of an output, `[output, k]`, where they were recorded; or no entries.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Trace:
     outputs: list[TokenArray]
     meta: Mapping[str, Any] = field(default_factory=dict)
     predictions: list[TokenArray] = field(default_factory=list)
+    tops: list[TopTokens | None] = field(default_factory=list)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, tokenizer: Any = None) -> Trace:
@@ -49,7 +53,8 @@ class Trace:
 
         An .npz file holds `prompt_tokens`, `prompt_offsets`, `output_tokens`, `output_offsets` (request i is
         `prompt_tokens[prompt_offsets[i]:prompt_offsets[i + 1]]`, likewise its output) and `meta`, a JSON object;
-        perhaps also `predicted_tokens` and `predicted_offsets`.
+        perhaps also `predicted_tokens` and `predicted_offsets`, and the likeliest tokens at each place of the outputs:
+        `top_tokens` and `top_probs`, as many entries for each output token as `top_widths` says for its request.
 
         Args:
             path: The file.
@@ -78,6 +83,9 @@ class Trace:
         for part, sequences in parts.items():
             arrays[f"{part}_tokens"] = _narrow(np.concatenate([np.empty(0, np.int32), *sequences]))
             arrays[f"{part}_offsets"] = np.cumsum([0, *map(len, sequences)], dtype=np.int64)
+        if any(top is not None for top in self.tops):
+            arrays |= packed(self.tops)
+            arrays["top_tokens"] = _narrow(arrays["top_tokens"])
         with replacing(Path(path)) as file:
             np.savez_compressed(file, **arrays)
 
@@ -95,19 +103,26 @@ class Trace:
     def part(self, start: int, stop: int) -> Trace:
         """Requests `start` to `stop`, exclusive."""
         span = slice(start, stop)
-        return Trace(self.name, self.prompts[span], self.outputs[span], self.meta, self.predictions[span])
+        return replace(
+            self,
+            prompts=self.prompts[span],
+            outputs=self.outputs[span],
+            predictions=self.predictions[span],
+            tops=self.tops[span],
+        )
 
-    def with_request(self, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> Trace:
-        """This trace with one request more at its end."""
+    def with_request(self, prompt_ids: Sequence[int], output_ids: Sequence[int], top: TopTokens | None = None) -> Trace:
+        """This trace with one request more at its end, perhaps with the likeliest tokens at its places."""
         prompt, output = as_token_ids(prompt_ids), as_token_ids(output_ids)
         predictions = [*self.predictions, np.empty(0, np.int32)] if self.predictions else []
-        return Trace(self.name, [*self.prompts, prompt], [*self.outputs, output], self.meta, predictions)
+        tops = [*(self.tops or [None] * len(self)), top] if self.tops or top is not None else []
+        return Trace(self.name, [*self.prompts, prompt], [*self.outputs, output], self.meta, predictions, tops)
 
 
 def _read_npz(
     path: str | os.PathLike[str],
-) -> tuple[list[TokenArray], list[TokenArray], dict[str, Any], list[TokenArray]]:
-    """Prompts, outputs, `meta` and predictions of a file."""
+) -> tuple[list[TokenArray], list[TokenArray], dict[str, Any], list[TokenArray], list[TopTokens | None]]:
+    """Prompts, outputs, `meta`, predictions and likeliest tokens of a file."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             missing = [name for name in _MEMBERS if name not in arrays]
@@ -117,6 +132,7 @@ def _read_npz(
             meta = json.loads(str(arrays["meta"])) if "meta" in arrays else {}
             has_predictions = "predicted_tokens" in arrays and "predicted_offsets" in arrays
             predictions = _split(arrays["predicted_tokens"], arrays["predicted_offsets"]) if has_predictions else []
+            tops = unpacked(arrays, list(map(len, outputs))) if all(name in arrays for name in MEMBERS) else []
     except (TraceError, OSError):
         raise
     except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
@@ -127,7 +143,7 @@ def _read_npz(
         raise TraceError(f"{path} is damaged: it has {len(prompts)} prompts and {len(outputs)} outputs")
     if predictions and len(predictions) != len(prompts):
         raise TraceError(f"{path} is damaged: it has {len(prompts)} prompts and {len(predictions)} predictions")
-    return prompts, outputs, meta, predictions
+    return prompts, outputs, meta, predictions, tops
 
 
 def _split(tokens: npt.NDArray[Any], offsets: npt.NDArray[Any]) -> list[TokenArray]:

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pia.bench.trace_top import checked
 from pia.drafting.token_ids import as_token_ids
+from pia.drafting.top_tokens import TopTokens
 from pia.errors import TraceError
 
 _SUFFIXES = (".jsonl", ".ndjson", ".json")
 _TokenArray = npt.NDArray[np.int32]
-_Requests = tuple[list[_TokenArray], list[_TokenArray], dict[str, Any], list[_TokenArray]]
+_Requests = tuple[list[_TokenArray], list[_TokenArray], dict[str, Any], list[_TokenArray], list[TopTokens | None]]
 
 
 def is_lines(path: str | os.PathLike[str]) -> bool:
@@ -28,17 +30,18 @@ def read_lines(path: str | os.PathLike[str], tokenizer: Any = None) -> _Requests
     """Reads one request a line: `prompt_ids` and `output_ids`, or `prompt` and `output` as text.
 
     A prompt may also be `messages`, which go through the tokenizer's chat template. `predicted_ids`, or `predicted` as
-    text, is what the caller expected the output to be. A last line that breaks off (the
-    writer was killed) is left out.
+    text, is what the caller expected the output to be. `top_ids` and `top_probs` are the likeliest tokens at each place
+    of `output_ids`, and their probabilities. A last line that breaks off (the writer was killed) is left out.
 
     Returns:
-        prompts, outputs, what the lines say about where they come from, and predictions (none if no line has one).
+        prompts, outputs, what the lines say about where they come from, predictions and likeliest tokens (none if no
+        line has them).
 
     Raises:
         TraceError: a line is not what it should be; the message names the line.
         OSError: the file cannot be read.
     """
-    prompts, outputs, predictions = [], [], []
+    prompts, outputs, predictions, tops = [], [], [], []
     origins: dict[str, set[str]] = {"model": set(), "tokenizer": set()}
     for number, fields in _objects(path):
         where = f"{path}, line {number}"
@@ -46,12 +49,14 @@ def read_lines(path: str | os.PathLike[str], tokenizer: Any = None) -> _Requests
         prompts.append(prompt)
         outputs.append(output)
         predictions.append(_prediction(where, fields, tokenizer))
+        tops.append(_top(where, fields, len(output)))
         for name, values in origins.items():
             values |= {str(fields[name])} if fields.get(name) else set()
     if len(origins["tokenizer"]) > 1:
         raise TraceError(f"{path} mixes requests of {len(origins['tokenizer'])} tokenizers; keep a file for each")
     meta = {name: ", ".join(sorted(values)) for name, values in origins.items() if values}
-    return prompts, outputs, meta, predictions if any(map(len, predictions)) else []
+    has_tops = any(top is not None for top in tops)
+    return prompts, outputs, meta, predictions if any(map(len, predictions)) else [], tops if has_tops else []
 
 
 def _objects(path: str | os.PathLike[str]) -> list[tuple[int, Mapping[str, Any]]]:
@@ -108,6 +113,19 @@ def _prediction(where: str, fields: Mapping[str, Any], tokenizer: Any) -> npt.ND
     if tokenizer is None:
         raise TraceError(f"{where} holds text; name its tokenizer with --tokenizer (Python: Trace.load(tokenizer=...))")
     return as_token_ids(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _top(where: str, fields: Mapping[str, Any], num_places: int) -> TopTokens | None:
+    """The likeliest tokens at each place of the output, if the line has them."""
+    ids, probs = fields.get("top_ids"), fields.get("top_probs")
+    if ids is None and probs is None:
+        return None
+    if ids is None or probs is None or "output_ids" not in fields:
+        raise TraceError(f"{where}: top_ids and top_probs belong together, and to output_ids")
+    try:
+        return checked(ids, probs, num_places)
+    except (TypeError, ValueError) as error:
+        raise TraceError(f"{where}: {_reason(error)}") from None
 
 
 def _ids(where: str, name: str, fields: Mapping[str, Any]) -> npt.NDArray[np.int32]:

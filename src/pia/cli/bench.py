@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pia.cli import options
+from pia.cli.bench_sources import add_comparison, check_no_comparison, run_comparison
 from pia.errors import UnsupportedOptionError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 HELP = "compare generate, prompt lookup, assisted generation and PIA on prompts of yours"
 DEFAULT_TEMPERATURE = 0.8
-_LOOKAHEAD_OPTIONS = ("budget", "max_depth", "engine")
+_LOOKAHEAD_OPTIONS = ("budget", "max_depth", "engine", "sources")
 """Options of `Lookahead` that the command line has."""
 
 
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_loading(parser, dtype="float32")
     _add_prompts(parser)
     _add_replay(parser)
+    add_comparison(parser)
     options.add_length(parser, 256)
     parser.add_argument("--rounds", type=options.positive, default=3, metavar="R", help="medians over R rounds (3)")
     parser.add_argument(
@@ -40,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     options.add_budget(parser)
     options.add_engine(parser)
+    options.add_sources(parser)
     parser.add_argument("--assistant", metavar="MODEL", help="draft model of assisted generation")
     _add_output(parser)
     parser.add_argument(
@@ -95,6 +98,9 @@ def run(args: argparse.Namespace) -> int:
 
     if args.append and args.report is None:
         raise UnsupportedOptionError("--append adds to a report; name it with --report DIR")
+    if args.compare_sources:
+        return run_comparison(args, _sampling(args))
+    check_no_comparison(args)
     cases = _cases(args)
     folder = None if args.report is None else ReportFolder(args.report, append=args.append)
     figures = []

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pia.bench.breakdown import PARTS
+from pia.bench.by_source import source_cells
 from pia.bench.labels import label_of
 from pia.bench.machine import machine_line, plural
 from pia.cli.terminal import new_console, new_progress
@@ -40,6 +41,7 @@ def show_case(case: Mapping[str, Any]) -> None:
     """Prints the tables of a case and what is to be said of them."""
     console = new_console()
     console.print(_speed_table(case))
+    console.print(_source_table(case))
     if "roofline" in case:
         console.print(_step_table(case))
         console.print(_cost_table(case))
@@ -62,6 +64,7 @@ def _line_of(case: Mapping[str, Any]) -> dict[str, Any]:
     figures = {name: value for name, value in case.items() if name not in _ONLY_IN_REPORT}
     speeds = {name: row["tokens_per_s"] for name, row in case["contenders"].items()}
     figures["tokens_per_s_spread"] = {name: [speed["min"], speed["max"]] for name, speed in speeds.items()}
+    figures["by_source"] = {name: row["by_source"] for name, row in case["contenders"].items() if row["by_source"]}
     figures["edl_by_contender"] = {name: row["edl"] for name, row in case["contenders"].items()}
     return figures
 
@@ -90,6 +93,19 @@ def _speed_row(case: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
         "" if row["edl"] is None else f"{row['edl']:.2f}",
         f"{same} of {case['questions']}" if same is not None else "(reference)",
     ]
+
+
+def _source_table(case: Mapping[str, Any]) -> Any:
+    from rich.table import Table
+
+    names, rows = source_cells(case["contenders"].values())
+    table = Table(title="Accepted tokens a forward, of nodes drafted, by source")
+    table.add_column("", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _step_table(case: Mapping[str, Any]) -> Any:

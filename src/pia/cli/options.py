@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any, get_args
 
-from pia.config import EngineName, JacobiConfig
+from pia.config import SOURCES, EngineName, JacobiConfig
 from pia.errors import UnsupportedOptionError
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def add_drafting(parser: argparse.ArgumentParser) -> None:
     add_jacobi(group)
     add_exact(group)
     add_engine(group)
+    add_sources(group)
     group.add_argument("--cache", metavar="FILE", help="start from this draft cache (demo: from the one it comes with)")
     add_corpus(group)
     add_namespace(group)
@@ -91,11 +92,23 @@ def add_engine(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_sources(parser: argparse._ActionsContainer) -> None:
+    """What drafts are made from."""
+    parser.add_argument(
+        "--sources", type=_sources, default=SOURCES, metavar="A,B",
+        help=f"what drafts are made from, in one tree ({','.join(SOURCES)}); none: a Jacobi window alone",
+    )  # fmt: skip
+
+
 def add_recording(parser: argparse._ActionsContainer) -> None:
     """Where finished requests are kept."""
     parser.add_argument(
         "--record", metavar="FILE", help="append prompt and answer to FILE.jsonl or FILE.npz, for `pia replay`"
     )
+    parser.add_argument(
+        "--record-top-k", type=positive, metavar="K",
+        help="with each token the K likeliest there, so that a replay can draft from them (8 is what it uses)",
+    )  # fmt: skip
 
 
 def add_namespace(parser: argparse._ActionsContainer) -> None:
@@ -124,15 +137,20 @@ def new_lookahead(args: argparse.Namespace) -> Lookahead:
     """A `Lookahead` for the drafting options."""
     from pia.lookahead import Lookahead
 
-    options = {name: getattr(args, name) for name in ("budget", "max_depth", "jacobi", "exact", "engine", "namespace")}
+    names = ("budget", "max_depth", "jacobi", "exact", "engine", "namespace", "sources")
+    options = {name: getattr(args, name) for name in names}
     return Lookahead(load_cache(args), recorder=_recorder(args), corpora=dict(args.corpus), **options)
 
 
 def _recorder(args: argparse.Namespace) -> Any:
     from pia.recording import TraceRecorder
 
-    path = getattr(args, "record", None)
-    return None if path is None else TraceRecorder(path)
+    path, top_k = getattr(args, "record", None), getattr(args, "record_top_k", None)
+    if path is None:
+        if top_k is not None:
+            raise UnsupportedOptionError("--record-top-k says what a recording holds; name its file with --record FILE")
+        return None
+    return TraceRecorder(path, top_k=top_k or 0)
 
 
 def load_cache(args: argparse.Namespace) -> Any:
@@ -158,6 +176,19 @@ def natural(text: str) -> int:
     return _at_least(0, text)
 
 
+def names(given: str) -> list[str]:
+    """Names with commas between them, each once."""
+    found = list(dict.fromkeys(name.strip() for name in given.split(",")))
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{given!r} is not a list of names with commas between them")
+    return found
+
+
+def budgets(given: str) -> list[int | str]:
+    """Numbers of nodes, and "auto", with commas between them."""
+    return [name if name == "auto" else positive(name) for name in names(given)]
+
+
 def text(given: str) -> str:
     """Text that is not empty."""
     if not given:
@@ -177,6 +208,11 @@ def _at_least(least: int, text: str) -> int:
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
     return int(text)
+
+
+def _sources(text: str) -> list[str]:
+    """Reads names, or "none"."""
+    return [] if text == "none" else names(text)
 
 
 def _budget(text: str) -> int | str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pia.cli import options
 
@@ -30,11 +30,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what = parser.add_argument_group("what to measure")
     what.add_argument(
-        "--drafters", type=_names, metavar="A,B", help="pia, arctic, arctic-wide, arctic-full, pld, seed, or "
-        "package.module:Class of yours (all that are installed)",
+        "--drafters", type=options.names, metavar="A,B", help="pia, pia-cache or pia-recycled (one source of it), "
+        "arctic, arctic-wide, arctic-full, pld, seed, token-recycling, or package.module:Class of yours "
+        "(the usual ones that are installed)",
     )  # fmt: skip
     what.add_argument(
-        "--budgets", type=_budgets, default=list(_BUDGETS), metavar="N,N", help="draft nodes a step, or auto (16,64)"
+        "--budgets",
+        type=options.budgets,
+        default=list(_BUDGETS),
+        metavar="N,N",
+        help="draft nodes a step, or auto (16,64)",
     )
     what.add_argument("--warm", type=options.natural, metavar="N", help="the first N requests only warm (half of them)")
     what.add_argument("--limit", type=options.positive, metavar="N", help="the first N requests of a trace only")
@@ -42,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-depth", type=options.positive, default=32, metavar="N", help="most tokens PIA drafts in a row (32)"
     )
     what.add_argument(
-        "--cost", type=_names, default=list(_CURVES), metavar="A,B",
+        "--cost", type=options.names, default=list(_CURVES), metavar="A,B",
         help="cost of a forward by its size: flat-gpu, cpu, or FILE.json as `pia env --model MODEL --json` prints it",
     )  # fmt: skip
     what.add_argument("--tokenizer", metavar="MODEL", help="name or folder, for traces of text")
@@ -91,7 +96,7 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, list[str]]:
 
     skipped = []
     if args.drafters is None:
-        kinds = [kind for kind in built_in(max_depth=args.max_depth).values() if kind.is_installed]
+        kinds = [kind for kind in built_in(max_depth=args.max_depth).values() if kind.is_usual and kind.is_installed]
         skipped = _missing(args.max_depth)
     else:
         kinds = [find(name, max_depth=args.max_depth) for name in args.drafters]
@@ -146,16 +151,3 @@ def _run_with_progress(traces: list[Trace], plan: Plan, *, show: bool) -> Study:
             progress.update(task, completed=next(done, None), description=text)
 
         return run_study(traces, plan, on_row=on_row)
-
-
-def _names(text: str) -> list[str]:
-    """Names with commas between them, each once."""
-    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
-    if not all(names):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of names with commas between them")
-    return names
-
-
-def _budgets(text: str) -> list[Any]:
-    """Numbers of nodes, and "auto"."""
-    return [name if name == "auto" else options.positive(name) for name in _names(text)]

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pia.bench.labels import OURS, is_part
 from pia.bench.replay_study import Row, Study
 from pia.cli.terminal import new_console
-
-OURS = "pia"
 
 
 def show_study(study: Study, machine: dict[str, Any]) -> None:
@@ -35,7 +34,7 @@ def _table(name: str, rows: list[Row]) -> Any:
     first = rows[0]
     curves = list(dict.fromkeys(curve for row in rows for curve in row["speedup"]))
     table = Table(title=f"{name}: {first['requests']} requests, after {first['warm']} that warm")
-    table.add_column("drafter")
+    table.add_column("drafter", min_width=max(len(row["drafter"]) for row in rows))
     for column in ("budget", "EDL", "nodes", "draft", "update", "p99", "bytes/token"):
         table.add_column(column, justify="right")
     for curve in curves:
@@ -74,15 +73,21 @@ def _remarks(rows: list[Row]) -> Iterator[str]:
 
 
 def _against_peers(rows: list[Row]) -> Iterator[str]:
-    """PIA against the best of the others, budget by budget."""
+    """PIA against the best of the others, and against the best of its own sources, budget by budget."""
+    own = [row for row in rows if is_part(row["drafter"])]
+    others = [row for row in rows if row["drafter"] != OURS and row not in own]
+    for peers, called in ((others, "others"), (own, "single sources")):
+        if parts := _against([row for row in rows if row["drafter"] == OURS and row["budget"] != "auto"], peers):
+            yield f"pia against the best of the {called}: {', '.join(parts)}."
+
+
+def _against(rows: list[Row], peers: list[Row]) -> list[str]:
     parts = []
     for ours in rows:
-        peers = [row for row in rows if row["drafter"] != OURS and row["budget"] == ours["budget"]]
-        if ours["drafter"] == OURS and ours["budget"] != "auto" and peers:
-            best = max(peers, key=lambda row: row["edl"])
+        best = max((row for row in peers if row["budget"] == ours["budget"]), key=lambda row: row["edl"], default=None)
+        if best is not None:
             parts.append(f"{ours['edl'] / best['edl']:.2f} x {best['drafter']} at {ours['budget']}")
-    if parts:
-        yield f"pia against the best of the others: {', '.join(parts)}."
+    return parts
 
 
 def _auto_against_fixed(rows: list[Row]) -> Iterator[str]:

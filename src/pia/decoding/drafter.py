@@ -87,7 +87,8 @@ class Drafter:
     def recycle(self, tree: DraftTree, top: TopTokens) -> None:
         """Hands on what the forward over `tree` found likely, before anything else is learned from it."""
         if self._recycling is not None and self._recycling.num_top:
-            self._recycling.recycle(tree, top)
+            num_top = self._recycling.num_top  # a recording may have asked for more
+            self._recycling.recycle(tree, top if top.num_each <= num_top else top.at(slice(None), num_top))
 
     @property
     def was_prepared(self) -> bool:

@@ -18,6 +18,7 @@ from pia.decoding.request import Request
 from pia.decoding.stats import Step
 from pia.decoding.window import observe_windows, with_windows
 from pia.drafting.budget import BudgetPolicy
+from pia.drafting.top_tokens import TopTokens
 from pia.drafting.tree import DraftTree
 from pia.drafting.window_policy import WindowPolicy
 from pia.models.runner import Runner
@@ -32,6 +33,8 @@ class Row:
     request: Request
     chooser: TokenChooser
     drafter: Drafter
+    num_told: int = 0
+    """So many of the likeliest tokens are told with each token that is emitted."""
 
 
 class _Times(NamedTuple):
@@ -96,10 +99,10 @@ def _prefill(runner: Runner, rows: Sequence[Row], policy: BudgetPolicy) -> list[
     top = _top_tokens(rows, logits[:, None])
     walks = _accept(rows, trees, logits[:, None])
     walked = perf_counter()
-    _recycle(rows, trees, top)
+    told = _recycle(rows, trees, walks, top)
     _learn(rows, policy, trees, walks, is_put_off=runner.is_asynchronous)
     times = _Times(0.0, forwarded - start, walked - forwarded, perf_counter() - walked)
-    return _steps(rows, trees, trees, walks, times, is_prefill=True)
+    return _steps(rows, trees, trees, walks, times, told, is_prefill=True)
 
 
 @torch.no_grad()
@@ -124,7 +127,7 @@ def _step(
     walks = _accept(rows, trees, logits)
     walked = perf_counter()
     runner.keep([walk.rows for walk in walks])
-    _recycle(rows, fed, top)
+    told = _recycle(rows, fed, walks, top)
     _learn(rows, policy, trees, walks, is_put_off=runner.is_asynchronous)
     if windows is not None:
         observe_windows(windows, trees, fed, walks)
@@ -132,7 +135,7 @@ def _step(
     times = _Times(
         drafted - start, forwarded - drafted, walked - forwarded, perf_counter() - walked, launch_s, overlap.seconds
     )
-    return _steps(rows, trees, fed, walks, times)
+    return _steps(rows, trees, fed, walks, times, told)
 
 
 def _draft(rows: Sequence[Row], policy: BudgetPolicy) -> list[DraftTree]:
@@ -150,16 +153,22 @@ def _accept(rows: Sequence[Row], trees: Sequence[DraftTree], logits: torch.Tenso
 
 
 def _top_tokens(rows: Sequence[Row], logits: torch.Tensor) -> TopTokensOfStep | None:
-    """Begins to look for the likeliest tokens of each place, if any row's drafts are made from them."""
-    count = max(row.drafter.num_top for row in rows)
+    """Begins to look for the likeliest tokens of each place, if drafts are made from them or they are to be told."""
+    count = max(max(row.num_told, row.drafter.num_top) for row in rows)
     return TopTokensOfStep(logits, count) if count else None
 
 
-def _recycle(rows: Sequence[Row], trees: Sequence[DraftTree], top: TopTokensOfStep | None) -> None:
-    """Hands each row what the forward found likely."""
-    if top is not None:
-        for row, tree, top_of_row in zip(rows, trees, top.fetch(), strict=True):
-            row.drafter.recycle(tree, top_of_row)
+def _recycle(
+    rows: Sequence[Row], fed: Sequence[DraftTree], walks: Sequence[Accepted], top: TopTokensOfStep | None
+) -> list[TopTokens | None]:
+    """Hands each row what the forward found likely, and returns what is to be told of it."""
+    if top is None:
+        return [None] * len(rows)
+    told: list[TopTokens | None] = []
+    for row, tree, walk, top_of_row in zip(rows, fed, walks, top.fetch(), strict=True):
+        row.drafter.recycle(tree, top_of_row)
+        told.append(top_of_row.at(walk.rows, row.num_told) if row.num_told else None)
+    return told
 
 
 def _learn(
@@ -185,6 +194,7 @@ def _steps(
     fed: Sequence[DraftTree],
     walks: Sequence[Accepted],
     times: _Times,
+    told: Sequence[TopTokens | None],
     is_prefill: bool = False,
 ) -> list[Step]:
     """What to tell of a step, row by row; each row bears an equal share of the time."""
@@ -206,6 +216,8 @@ def _steps(
             row=row.index,
             is_prepared=row.drafter.was_prepared,
             num_prepared=row.drafter.num_prepared,
+            node_sources=tree.sources,
+            top=top,
         )
-        for row, tree, fed_tree, walk in zip(rows, trees, fed, walks, strict=True)
+        for row, tree, fed_tree, walk, top in zip(rows, trees, fed, walks, told, strict=True)
     ]

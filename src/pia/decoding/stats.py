@@ -7,6 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from pia.drafting.top_tokens import TopTokens
+from pia.drafting.tree import SOURCE_NAMES
+
 
 @dataclass(slots=True)
 class Step:
@@ -41,6 +47,10 @@ class Step:
     """"eos", "length" or "stop" on the last step."""
     row: int = 0
     """Whose step it is, in a batch. Times are this row's share: those of the batch's step divided by its rows."""
+    node_sources: npt.NDArray[np.uint8] | None = field(default=None, compare=False)
+    """For each draft node fed, an index into `SOURCE_NAMES`."""
+    top: TopTokens | None = field(default=None, compare=False)
+    """The likeliest tokens of each place that emitted one, `[tokens, k]`, if somebody asked for them."""
 
     @property
     def is_drafted(self) -> list[bool]:
@@ -94,6 +104,9 @@ class Stats:
     accepted_by_depth: Counter[int] = field(default_factory=Counter)
     """How many steps accepted a drafted token at this depth (1 is the first token ahead)."""
     accepted_by_source: Counter[str] = field(default_factory=Counter)
+    """Drafted tokens that were accepted, by the source that proposed them."""
+    drafted_by_source: Counter[str] = field(default_factory=Counter)
+    """Draft nodes fed, by the source that proposed them."""
     edls: list[int] = field(default_factory=list)
     """Effective decoding lengths: tokens each forward yielded, the prefill's 1 first (seed 001)."""
     dls: list[int] = field(default_factory=list)
@@ -130,6 +143,9 @@ class Stats:
         self.qts.append(step.draft_s)
         self.accepted_by_depth.update(range(1, step.num_accepted + 1))
         self.accepted_by_source.update(source for source in step.sources if source is not None)
+        if step.node_sources is not None:
+            counts = np.bincount(step.node_sources).tolist()
+            self.drafted_by_source.update({SOURCE_NAMES[source]: count for source, count in enumerate(counts) if count})
 
     def fresh(self) -> Stats:
         """Empty statistics of the same way of decoding."""
@@ -190,11 +206,20 @@ class Stats:
         """The seed's four lists."""
         return {"edls": self.edls, "dls": self.dls, "fts": self.fts, "qts": self.qts}
 
+    def by_source(self) -> dict[str, dict[str, float]]:
+        """Nodes drafted and accepted per decode forward, by the source that proposed them."""
+        steps = max(1, self.num_steps)
+        return {
+            name: {"drafted": count / steps, "accepted": self.accepted_by_source[name] / steps}
+            for name, count in sorted(self.drafted_by_source.items())
+        }
+
     def as_dict(self) -> dict[str, Any]:
         """Totals as plain numbers, ready for JSON (the per-step lists left out)."""
         totals = {name: value for name, value in vars(self).items() if not isinstance(value, list)}
         totals["accepted_by_depth"] = {str(depth): n for depth, n in sorted(self.accepted_by_depth.items())}
         totals["accepted_by_source"] = dict(self.accepted_by_source)
+        totals["drafted_by_source"] = dict(self.drafted_by_source)
         for name in ("edl", "acceptance", "host_s", "host_share", "tokens_per_s", "seconds"):
             totals[name] = getattr(self, name)
         return totals

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,3 +19,13 @@ class TopTokens(NamedTuple):
     """`[places, k]`."""
     probs: npt.NDArray[np.float16]
     """Their probabilities at temperature 1, before any processor, `[places, k]`."""
+
+    def at(self, places: Sequence[int] | slice, count: int | None = None) -> TopTokens:
+        """Those of some places, the likeliest `count` of each; all by default."""
+        ids, probs = self.ids[places, :count], self.probs[places, :count]
+        return TopTokens(np.ascontiguousarray(ids), np.ascontiguousarray(probs))
+
+    @property
+    def num_each(self) -> int:
+        """How many tokens of each place: k."""
+        return int(self.ids.shape[1])

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import Any, cast
 
 from pia.bench.drafters.protocol import Drafter
+from pia.config import SOURCES
 from pia.errors import DrafterError
 
 
@@ -24,12 +25,14 @@ class Kind:
         new: Makes one that has learned nothing; raises `DrafterError` where its package is missing.
         needs: Module that must be there.
         has_probs: Whether it estimates path probabilities, as an automatic budget needs; None where that shows later.
+        is_usual: Whether it is measured where none is named.
     """
 
     name: str
     new: Callable[[], Drafter]
     needs: str | None = None
     has_probs: bool | None = True
+    is_usual: bool = True
 
     @property
     def is_installed(self) -> bool:
@@ -47,11 +50,13 @@ def built_in(*, max_depth: int = 32) -> Mapping[str, Kind]:
     full = {"factor": 64.0, "offset": 64.0, "min_prob": 0.0}  # the whole budget at every step
     kinds = [
         Kind("pia", lambda: _new("native:PiaDrafter", max_depth=max_depth)),
+        *(_alone(source, max_depth) for source in SOURCES),
         Kind("arctic", lambda: _new("arctic:ArcticDrafter"), "arctic_inference"),
         Kind("arctic-wide", lambda: _new("arctic:ArcticDrafter", **wide), "arctic_inference"),
         Kind("arctic-full", lambda: _new("arctic:ArcticDrafter", **full), "arctic_inference"),
         Kind("pld", lambda: _new("prompt_lookup:PromptLookupDrafter"), "transformers", has_probs=False),
         Kind("seed", lambda: _new("trie:TrieDrafter"), has_probs=False),
+        Kind("token-recycling", _token_recycling, is_usual=False),
     ]
     return {kind.name: kind for kind in kinds}
 
@@ -68,6 +73,19 @@ def find(name: str, *, max_depth: int = 32) -> Kind:
     if ":" not in name:
         raise DrafterError(f"unknown drafter {name!r}; choose from {', '.join(kinds)}, or give package.module:Class")
     return Kind(name, _user_class(name), has_probs=None)
+
+
+def _alone(source: str, max_depth: int) -> Kind:
+    """PIA drafting from one of its sources alone."""
+    options = {"max_depth": max_depth, "sources": (source,)}
+    return Kind(f"pia-{source}", lambda: _new("native:PiaDrafter", **options), is_usual=False)
+
+
+def _token_recycling() -> Drafter:
+    from pia.bench.drafters.protocol import SourceDrafter
+    from pia.bench.drafters.token_recycling import TokenRecycling
+
+    return SourceDrafter(TokenRecycling())
 
 
 def _new(where: str, **options: Any) -> Drafter:

@@ -9,7 +9,9 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pia.drafting.source import DraftSession, DraftSource, NoDrafts
+from pia.config import SOURCES
+from pia.drafting.source import DraftSession, DraftSource, NoDrafts, RecyclingSession
+from pia.drafting.top_tokens import TopTokens
 from pia.drafting.tree import DraftTree
 from pia.errors import DrafterError
 
@@ -37,6 +39,10 @@ class Drafter(Protocol):
     * `learn(prompt_ids, output_ids)` takes a finished request in one piece. Without it, warming is begin, observe, end.
     * `expect(predicted_ids)` comes before `begin` if the request's caller predicted its output, `[n]`.
     * `end()` says that the request is over.
+    * `recycle(fed, top)` comes before `observe` where the trace holds the likeliest tokens (`pia generate --record FILE
+      --record-top-k 8`): `fed` is a `pia.DraftTree`, the chain of accepted nodes whose logits were recorded, and `top`
+      (`ids`, `probs`: `[1 + nodes, k]`) the likeliest tokens behind the last token and behind each of these nodes.
+      Warming requests then come as begin, recycle, observe and end, not by `learn`.
     * `num_bytes()` returns the memory of what was learned from finished requests, or `None`.
     """
 
@@ -66,17 +72,24 @@ class SourceDrafter:
     Args:
         source: what drafts; each request is committed at its end, so that later ones can draft from it.
         max_depth: most drafted tokens in a row.
+        sources: what drafts are made from; see `LookaheadConfig`.
     """
 
-    def __init__(self, source: DraftSource, *, max_depth: int = 32) -> None:
+    def __init__(self, source: DraftSource, *, max_depth: int = 32, sources: Sequence[str] = SOURCES) -> None:
         self._source = source
         self._max_depth = max_depth
+        self._sources = tuple(sources)
         self._session: DraftSession = NoDrafts()
         self._expected: dict[str, Any] = {}
 
     def begin(self, prompt_ids: npt.NDArray[np.int32]) -> None:
-        self._session = self._source.begin(prompt_ids, **self._expected)
+        self._session = self._source.begin(prompt_ids, sources=self._sources, **self._expected)
         self._expected = {}
+
+    def recycle(self, fed: DraftTree, top: TopTokens) -> None:
+        session = self._session
+        if isinstance(session, RecyclingSession) and session.num_top:
+            session.recycle(fed, top.at(slice(None), session.num_top))
 
     def propose(self, budget: int) -> DraftTree:
         return self._session.propose(budget, self._max_depth)
