@@ -11,7 +11,7 @@ from pia import _core
 from pia.config import JacobiConfig
 from pia.drafting.guesses import GuessAcceptance, Guesses
 from pia.drafting.jacobi_window import JacobiWindow
-from pia.drafting.source import DraftSession, DraftSource, PatientSession, RecyclingSession
+from pia.drafting.source import DraftSession, DraftSource, RecyclingSession
 from pia.drafting.token_ids import as_token_ids
 from pia.drafting.top_tokens import TopTokens
 from pia.drafting.tree import DraftTree
@@ -56,7 +56,6 @@ class JacobiSession:
         self.config = config
         self.pool = new_pool(config) if pool is None else pool
         self.inner = inner
-        self._patient = inner if isinstance(inner, PatientSession) else None
         self._recycling = inner if isinstance(inner, RecyclingSession) else None
         self._inner_top = self._recycling.num_top if self._recycling is not None else 0
         self._acceptance = GuessAcceptance() if acceptance is None else acceptance
@@ -94,22 +93,10 @@ class JacobiSession:
             self._recycling.recycle(fed, top)
 
     def observe(self, token_ids: Sequence[int]) -> None:
+        """Tells which tokens the model emitted. What is learned of a pool is learned before the pool knows more."""
         if self.inner is not None:
             self.inner.observe(token_ids)
         self._move_on(token_ids)
-
-    @property
-    def was_prepared(self) -> bool:
-        return self._patient is not None and self._patient.was_prepared
-
-    def advance(self, token_ids: list[int]) -> None:
-        self.observe(token_ids)  # what is learned of a pool is learned before it knows more
-
-    def learn(self) -> None:
-        pass
-
-    def prepare(self, fed: DraftTree, budget: int, max_depth: int) -> int:
-        return self._patient.prepare(fed, budget, max_depth) if self._patient is not None else 0
 
     def end(self, *, commit: bool) -> None:
         if self.inner is not None:
@@ -133,7 +120,7 @@ class JacobiSource:
 
     Args:
         config: sizes of window and pool.
-        inner: a source whose sessions draft in place of the pool alone.
+        inner: a source whose sessions draft from the pool too, such as a draft cache; without one the pool alone does.
     """
 
     def __init__(self, config: JacobiConfig, inner: DraftSource | None = None) -> None:
@@ -151,7 +138,8 @@ class JacobiSource:
         **options: Any,
     ) -> JacobiSession:
         """Opens a session for a request; arguments as of `DraftSource.begin`, and the inner source's own."""
-        inner = None
+        pool, inner = new_pool(self.config), None
         if self.inner is not None:
+            options["pool"] = pool
             inner = self.inner.begin(prompt_ids, stop_ids=stop_ids, namespace=namespace, corpora=corpora, **options)
-        return JacobiSession(self.config, prompt_ids, inner=inner, acceptance=self._acceptance)
+        return JacobiSession(self.config, prompt_ids, pool=pool, inner=inner, acceptance=self._acceptance)
