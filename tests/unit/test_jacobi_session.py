@@ -11,7 +11,7 @@ from pia.drafting.guesses import GuessAcceptance, Guesses
 from pia.drafting.jacobi import JacobiSession, JacobiSource
 from pia.drafting.jacobi_window import JacobiWindow
 from pia.drafting.shape import ancestors
-from pia.drafting.source import NoDrafts, PatientSession
+from pia.drafting.source import PatientSession
 from pia.drafting.top_tokens import TopTokens
 from pia.drafting.tree import SOURCE_NAMES, DraftTree, TreeWalk
 
@@ -106,15 +106,11 @@ def test_probabilities_follow_what_comes_true():
     assert by_token[5] < 0.1 and by_token[8] < 0.1
 
 
-class Spy(NoDrafts):
+class Spy:
     """An inner session that keeps books."""
 
     def __init__(self) -> None:
         self.told: list[object] = []
-
-    def begin(self, prompt_ids, **options):
-        self.told.append(("begin", options))
-        return self
 
     def propose(self, budget, max_depth):
         self.told.append(("propose", budget, max_depth))
@@ -143,7 +139,7 @@ class PatientSpy(Spy):
 
 def test_an_inner_session_drafts_and_is_told_everything():
     spy = PatientSpy()
-    session = JacobiSource(JacobiConfig(), spy).begin(np.array([1, 2], np.int32), namespace="x", extra=1)
+    session = JacobiSource(JacobiConfig()).begin(np.array([1, 2], np.int32), namespace="x", inner=spy)
     assert isinstance(session, PatientSession)
     assert session.propose(5, 6).token_ids.tolist() == [1]
     session.observe([3])
@@ -151,13 +147,11 @@ def test_an_inner_session_drafts_and_is_told_everything():
     session.learn()
     assert session.prepare(DraftTree.empty(), 7, 8) == 3 and session.was_prepared
     session.end(commit=True)
-    options = {"stop_ids": frozenset(), "namespace": "x", "corpora": (), "extra": 1}
+    # What is learned of the pool is learned before it knows more, so nothing is put off.
     assert spy.told == [
-        ("begin", options),
         ("propose", 5, 6),
         ("observe", [3]),
-        ("advance", [4]),
-        "learn",
+        ("observe", [4]),
         ("prepare", 7, 8),
         ("end", True),
     ]
