@@ -9,10 +9,10 @@ from jacobi_reference import lookahead_decode
 from pia.config import JacobiConfig
 from pia.drafting.cache import DraftCache
 from pia.drafting.guesses import GuessAcceptance, Guesses
-from pia.drafting.jacobi import JacobiSession, JacobiSource
+from pia.drafting.jacobi import JacobiSession, JacobiSource, new_pool
 from pia.drafting.jacobi_window import JacobiWindow
 from pia.drafting.shape import ancestors
-from pia.drafting.source import NoDrafts, PatientSession
+from pia.drafting.source import PatientSession
 from pia.drafting.top_tokens import TopTokens
 from pia.drafting.tree import SOURCE_NAMES, DraftTree, TreeWalk
 
@@ -107,15 +107,11 @@ def test_probabilities_follow_what_comes_true():
     assert by_token[5] < 0.1 and by_token[8] < 0.1
 
 
-class Spy(NoDrafts):
+class Spy:
     """An inner session that keeps books."""
 
     def __init__(self) -> None:
         self.told: list[object] = []
-
-    def begin(self, prompt_ids, **options):
-        self.told.append(("begin", options))
-        return self
 
     def propose(self, budget, max_depth):
         self.told.append(("propose", budget, max_depth))
@@ -130,18 +126,23 @@ class Spy(NoDrafts):
 
 def test_an_inner_session_drafts_and_is_told_everything():
     spy = Spy()
-    session = JacobiSource(JacobiConfig(), spy).begin(np.array([1, 2], np.int32), namespace="x", extra=1)
+    session = JacobiSource(JacobiConfig()).begin(np.array([1, 2], np.int32), namespace="x", inner=spy)
     assert not isinstance(session, PatientSession)  # what is put off would be learned of a pool that knows more by then
     assert session.propose(5, 6).token_ids.tolist() == [1]
     session.observe([3])
     session.end(commit=True)
-    options = {"stop_ids": frozenset(), "namespace": "x", "corpora": (), "extra": 1, "pool": session.pool}
-    assert spy.told == [("begin", options), ("propose", 5, 6), ("observe", [3]), ("end", True)]
+    assert spy.told == [("propose", 5, 6), ("observe", [3]), ("end", True)]
+
+
+def _over_a_cache(config):
+    """A window around a session that drafts from its pool and nothing else."""
+    prompt, pool = np.array([1, 2, 3], np.int32), new_pool(config)
+    inner = DraftCache().begin(prompt, sources=(), pool=pool)
+    return JacobiSource(config).begin(prompt, pool=pool, inner=inner)
 
 
 def test_an_inner_draft_cache_drafts_from_the_pool():
-    prompt = np.array([1, 2, 3], np.int32)
-    session = JacobiSource(JacobiConfig(ngram_size=3), DraftCache()).begin(prompt, sources=())
+    session = _over_a_cache(JacobiConfig(ngram_size=3))
     session.pool.add([[3, 40, 41]])
     tree = session.propose(4, 8)
     assert tree.token_ids.tolist()[:2] == [40, 41]
@@ -151,7 +152,7 @@ def test_an_inner_draft_cache_drafts_from_the_pool():
 def test_a_lesson_does_not_see_what_its_own_forward_made():
     """A window whose n-grams come true only once they are seen must not be trusted for it."""
     config = JacobiConfig(window_size=2, ngram_size=3)
-    session = JacobiSource(config, DraftCache()).begin(np.array([1, 2, 3], np.int32), sources=())
+    session = _over_a_cache(config)
     fed = session.window(_ALL, _ALL)
     session.recycle(fed, TopTokens(np.full((len(fed) + 1, 1), 9, np.int32), np.ones((len(fed) + 1, 1), np.float16)))
     assert len(session.pool) == 0
