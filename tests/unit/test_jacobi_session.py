@@ -77,7 +77,7 @@ def test_several_accepted_tokens_enter_the_history_in_order():
     config = JacobiConfig(window_size=2, ngram_size=3, pool_from_prompt=True)
     session = JacobiSession(config, np.array([1, 2], np.int32))
     session.observe([3, 4, 5, 6])
-    session.advance([7])
+    session.observe([7])
     session.observe([8, 9])
     assert {first: session.pool.ngrams(first) for first in range(1, 10)} == {
         1: [[2, 3]], 2: [[3, 4]], 3: [[4, 5]], 4: [[5, 6]], 5: [[6, 7]], 6: [[7, 8]], 7: [[8, 9]], 8: [], 9: [],
