@@ -22,7 +22,7 @@ PYTHON_FILES := src tests tools
 say := @echo "pia:"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-oldest lint format bench bench-batch bench-long bench-replay bench-cache clean
+.PHONY: help setup demo test test-all test-oldest lint format bench bench-batch bench-long bench-replay bench-cache code-model clean
 .DELETE_ON_ERROR:
 
 help:
@@ -37,6 +37,7 @@ help:
 	@echo "make bench-long   prompts of 32k tokens: prefill, memory, steps; the last line is JSON"
 	@echo "make bench-replay only the replay: PIA's drafts beside those of others; the last line is JSON"
 	@echo "make bench-cache  measure the draft cache alone, at 10 million tokens; the last line is JSON"
+	@echo "make code-model   train a small model of Python code, into build/code_model (about an hour of one core)"
 	@echo "make setup        only create the environment and build"
 	@echo "make clean        remove environments and build outputs"
 
@@ -79,6 +80,9 @@ bench-replay: $(VENV)/.installed $(VENV)/.peers
 
 bench-cache:
 	@tools/bench_cache.sh
+
+code-model: $(VENV)/.installed
+	@$(BIN)/python tools/train_code_model.py --run-dir runs/code --export build/code_model
 
 clean:
 	rm -rf build dist .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis
