@@ -15,6 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from training_rows import Row, encode
+from unlikelihood import repeat_part
 
 PAD, END = "<|pad|>", "<|endoftext|>"
 LEFT_OUT = {"__pycache__", "encodings", "ensurepip", "lib2to3", "pydoc_data", "site-packages", "test", "tests"}
@@ -30,6 +31,7 @@ class Function:
     prompt: str
     """The imports that it needs, its signature, and its docstring if it has one; ends with a line's end."""
     body: str
+    is_documented: bool
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def _function(lines: Sequence[str], tree: ast.Module, node: ast.FunctionDef) -> 
     body = _dedented(lines[head_end : node.end_lineno], node.col_offset)
     if not head or not body.strip():
         return None
-    return Function(_imports(tree, node) + head, body.lstrip("\n"))
+    return Function(_imports(tree, node) + head, body.lstrip("\n"), is_documented)
 
 
 def _last_header_line(lines: Sequence[str], node: ast.FunctionDef) -> int:
@@ -172,6 +174,19 @@ def train_tokenizer(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
     )
 
 
+@dataclass(frozen=True)
+class FunctionRow(Row):
+    """The row of a function: prompt, body, end."""
+
+    num_prompt: int
+    is_documented: bool
+
+    @property
+    def prompt(self) -> list[int]:
+        """Ids that the model is given."""
+        return self.ids[: self.num_prompt]
+
+
 class CodeRows:
     """Turns functions and sources into rows of at most ``max_length`` tokens."""
 
@@ -179,8 +194,9 @@ class CodeRows:
         self.tokenizer = tokenizer
         self.prompt_weight = prompt_weight
         self.max_length = max_length
+        self.line_ends = {i for i in range(len(tokenizer)) if tokenizer.decode([i]).startswith("\n")}
 
-    def functions(self, functions: Sequence[Function]) -> list[Row]:
+    def functions(self, functions: Sequence[Function]) -> list[FunctionRow]:
         """Rows of the functions that are not too long: the prompt with its own weight, body and end with 1.
 
         Prompt and body are encoded apart, as they are when a model is asked: the prompt's last token is a bare end
@@ -188,12 +204,13 @@ class CodeRows:
         """
         prompts = encode(self.tokenizer, (f.prompt for f in functions))
         bodies = encode(self.tokenizer, (f.body for f in functions))
-        rows = [self._row(prompt, body) for prompt, body in zip(prompts, bodies, strict=True)]
+        rows = [self._row(f, *ids) for f, *ids in zip(functions, prompts, bodies, strict=True)]
         return [row for row in rows if len(row.ids) <= self.max_length]
 
-    def _row(self, prompt: list[int], body: list[int]) -> Row:
+    def _row(self, function: Function, prompt: list[int], body: list[int]) -> FunctionRow:
         answer = [*body, self.tokenizer.eos_token_id]
-        return Row(prompt + answer, [self.prompt_weight] * len(prompt) + [1.0] * len(answer))
+        weights = [self.prompt_weight] * len(prompt) + [1.0] * len(answer)
+        return FunctionRow(prompt + answer, weights, len(prompt), function.is_documented)
 
     def pieces(self, sources: Sequence[str]) -> list[Row]:
         """Sources cut into rows of full length."""
@@ -202,7 +219,27 @@ class CodeRows:
         pieces = [source[at : at + size] for source in ids for at in range(0, len(source) - size + 1, size)]
         return [Row(piece, [1.0] * size) for piece in pieces]
 
+    def repeating(self, row: FunctionRow, *, penalty: float, rng: random.Random) -> Row:
+        """A function's row in which a line of the body comes again: the copies are penalised, the rest is taught."""
+        lines = self._lines(row.ids[row.num_prompt :])
+        answer, weights = repeat_part(lines, penalty=penalty, rng=rng)
+        return Row(row.prompt + answer, row.weights[: row.num_prompt] + weights)
+
+    def _lines(self, ids: Sequence[int]) -> list[list[int]]:
+        """Ids cut before the tokens that begin with a line's end."""
+        lines: list[list[int]] = [[]]
+        for i in ids:
+            if i in self.line_ends:
+                lines.append([])
+            lines[-1].append(i)
+        return lines
+
 
 def epoch_rows(functions: Sequence[Row], pieces: Sequence[Row], *, piece_share: float, rng: random.Random) -> list[Row]:
     """Rows of one epoch: every function, and some of the pieces."""
     return [*functions, *rng.sample(pieces, round(piece_share * len(pieces)))]
+
+
+def part_of(rows: Sequence[FunctionRow], index: int, num_parts: int, rng: random.Random) -> list[FunctionRow]:
+    """One of the parts into which the rows are dealt at random; the same ``rng`` deals the same parts."""
+    return rng.sample(rows, len(rows))[index::num_parts]

@@ -13,8 +13,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from repetition import repeated_positions
 from training_rows import Row, encode
+from unlikelihood import repeat_part
 
 PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
 CHAT_TEMPLATE = (
@@ -162,39 +162,14 @@ class RowMaker:
         return [self._row(p, [*a, self.end]) for p, a in zip(self.prompts(examples), answers, strict=True)]
 
     def repeating(self, examples: Sequence[Example], rng: random.Random) -> list[Row]:
-        """Rows in which a line of the answer comes again 1 to 3 times: the copies are penalised, the rest is taught.
-
-        The answer goes on after the copies, so the model also learns the way out of a repetition
-        (token unlikelihood: Welleck et al. 2019, section 5.1).
-        """
+        """Rows in which a line of the answer comes again: the copies are penalised, the rest is taught."""
         return [self._repeat_line(p, e, rng) for p, e in zip(self.prompts(examples), examples, strict=True)]
 
     def _repeat_line(self, prompt: list[int], example: Example, rng: random.Random) -> Row:
         lines = encode(self.tokenizer, example.answer.splitlines(keepends=True))
-        chosen = rng.randrange(max(1, len(lines) - 1))
-        answer: list[int] = []
-        weights: list[float] = []
-        for index, line in enumerate(lines):
-            answer += line
-            weights += [1.0] * len(line)
-            if index == chosen:
-                copies = rng.randint(1, 3)
-                answer += line * copies
-                weights += [-self.penalty] * (len(line) * copies)
+        answer, weights = repeat_part(lines, penalty=self.penalty, rng=rng)
         return self._row(prompt, [*answer, self.end], [*weights, 1.0])
 
     def _row(self, prompt: list[int], answer: list[int], weights: list[float] | None = None) -> Row:
         prompt_weights = [self.question_weight] * (len(prompt) - 1) + [0.0]  # the assistant mark is always given
         return Row(prompt + answer, prompt_weights + (weights or [1.0] * len(answer)))
-
-    def looping(self, prompt: list[int], answer: list[int], *, threshold: float) -> Row | None:
-        """A row from the model's own answer that penalises its repetitions, or None when it repeats itself little.
-
-        Its other tokens get no weight: the model shall not learn from itself (sequence unlikelihood: Welleck et al.
-        2019, section 5.2).
-        """
-        covered = repeated_positions(answer)
-        if sum(covered) <= threshold * len(answer):
-            return None
-        weights = [-self.penalty if is_covered else 0.0 for is_covered in covered]
-        return Row(prompt + answer, [0.0] * len(prompt) + weights)

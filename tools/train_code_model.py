@@ -18,10 +18,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from code_card import Facts, card_text
-from code_data import CodeRows, epoch_rows, load_corpus, standard_library, train_tokenizer
+from code_data import CodeRows, FunctionRow, epoch_rows, load_corpus, part_of, standard_library, train_tokenizer
 from demo_export import export_model
-from training_loop import TrainingLoop, add_loop_options, collate, weighted_loss
+from training_loop import add_loop_options, collate, weighted_loss
 from training_rows import Row, make_batches
+from unlikelihood import PenalisingLoop, add_penalty_options
 
 log = logging.getLogger("train_code_model")
 
@@ -42,6 +43,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--export-only", action="store_true", help="export the last checkpoint as it is, and stop")
     add_loop_options(parser, run_dir="runs/code", steps=1400, batch_tokens=4096, precision="float32")
+    add_penalty_options(parser, first_epoch=1, penalty=1.0, own_answers=320, own_copies=3)
+    add("--late-parts", type=int, default=3, help="epochs that penalise are one of so many parts of a full one")
     add("--vocab-size", type=int, default=2560)
     add("--hidden-size", type=int, default=192)
     add("--layers", type=int, default=6)
@@ -72,7 +75,7 @@ def build_model(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) ->
     return LlamaForCausalLM(config)
 
 
-class CodeTraining(TrainingLoop):
+class CodeTraining(PenalisingLoop):
     """Trains on functions and pieces of source.
 
     Raises:
@@ -84,10 +87,10 @@ class CodeTraining(TrainingLoop):
         torch.manual_seed(args.seed)
         corpus = load_corpus(args.data, hold_out=args.hold_out)
         self.tokenizer = train_tokenizer(corpus, args.vocab_size)
-        rows = CodeRows(self.tokenizer, prompt_weight=args.prompt_weight, max_length=args.max_length)
-        self.functions = rows.functions(corpus.functions)
-        self.pieces = rows.pieces(corpus.sources)
-        self.held_out = rows.functions(corpus.held_out)
+        self.rows = CodeRows(self.tokenizer, prompt_weight=args.prompt_weight, max_length=args.max_length)
+        self.functions = self.rows.functions(corpus.functions)
+        self.pieces = self.rows.pieces(corpus.sources)
+        self.held_out = self.rows.functions(corpus.held_out)
         if not self.functions:
             raise ValueError(f"no function below {args.data} has at most {args.max_length} tokens; raise --max-length")
         log.info(
@@ -99,8 +102,25 @@ class CodeTraining(TrainingLoop):
 
     def epoch_batches(self, epoch: int) -> list[list[Row]]:
         rng = random.Random(f"{self.args.seed}/{epoch}")
-        rows = epoch_rows(self.functions, self.pieces, piece_share=self.args.piece_share, rng=rng)
+        functions, share = self.functions, self.args.piece_share
+        if self.penalises(epoch):
+            functions, share = self.late_part(epoch), share / self.args.late_parts
+        rows = epoch_rows(functions, self.pieces, piece_share=share, rng=rng)
+        if self.penalises(epoch):
+            chosen = rng.sample(functions, round(self.args.unlikely_share * len(functions)))
+            rows += [self.rows.repeating(row, penalty=self.args.penalty, rng=rng) for row in chosen]
+            rows += self.own_rows(epoch)
         return make_batches(rows, self.args.batch_tokens, rng)
+
+    def late_part(self, epoch: int) -> list[FunctionRow]:
+        """The functions of an epoch that penalises: only a part, so that the model's own answers are of late."""
+        late = epoch - self.args.unlikely_from
+        deal = random.Random(f"{self.args.seed}/deal/{late // self.args.late_parts}")
+        return part_of(self.functions, late % self.args.late_parts, self.args.late_parts, deal)
+
+    def own_prompts(self, rng: random.Random) -> list[list[int]]:
+        documented = [row.prompt for row in self.functions if row.is_documented]
+        return rng.sample(documented, min(self.args.own_answers, len(documented)))
 
     @torch.no_grad()
     def validation_loss(self) -> float:

@@ -9,9 +9,7 @@ the same --run-dir.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import os
 import random
 from pathlib import Path
 
@@ -20,9 +18,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from demo_data import Example, NameSwapper, RowMaker, load_examples, train_tokenizer
 from demo_export import export_model
-from demo_generate import generate_answers
-from training_loop import TrainingLoop, add_loop_options
+from training_loop import add_loop_options
 from training_rows import Row, make_batches
+from unlikelihood import PenalisingLoop, add_penalty_options
 
 log = logging.getLogger("train_demo_model")
 REPO = Path(__file__).resolve().parents[1]
@@ -44,13 +42,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--layers", type=int, default=8)
     add("--ffn-size", type=int, default=672)
     add("--question-weight", type=float, default=0.2, help="loss weight of question tokens (answer tokens: 1)")
+    add_penalty_options(parser, first_epoch=3, penalty=2.0, own_answers=480, own_copies=4)
     add("--swap-names", type=float, default=0.6, help="share of examples whose people get other names")
-    add("--unlikely-from", type=int, default=3, help="first epoch in which repetitions are penalised")
-    add("--unlikely-share", type=float, default=0.1, help="penalised rows added, as a share of the examples")
-    add("--penalty", type=float, default=2.0, help="weight of an unlikelihood token")
-    add("--own-answers", type=int, default=480, help="questions the model answers before each such epoch")
-    add("--own-copies", type=int, default=4, help="rows made of each own answer that repeats itself")
-    add("--own-threshold", type=float, default=0.12, help="an own answer with a larger repeated share is penalised")
     return parser.parse_args(argv)
 
 
@@ -63,16 +56,12 @@ class Epochs:
         self.rows = rows
         self.swapper = NameSwapper(examples)
 
-    def penalises(self, epoch: int) -> bool:
-        """Whether repetitions are penalised in this epoch."""
-        return epoch >= self.args.unlikely_from
-
-    def batches(self, epoch: int, own_rows: list[Row]) -> list[list[Row]]:
+    def batches(self, epoch: int, own_rows: list[Row], *, penalises: bool) -> list[list[Row]]:
         """All batches of one epoch, in training order; ``own_rows`` are mixed in."""
         rng = random.Random(f"{self.args.seed}/{epoch}")
         examples = [self._vary(e, rng) for e in self.examples]
         rows = self.rows.plain(examples) + own_rows
-        if self.penalises(epoch):
+        if penalises:
             chosen = rng.sample(examples, round(self.args.unlikely_share * len(examples)))
             rows += self.rows.repeating(chosen, rng)
         return make_batches(rows, self.args.batch_tokens, rng)
@@ -100,7 +89,7 @@ def build_model(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) ->
     return LlamaForCausalLM(config)
 
 
-class Trainer(TrainingLoop):
+class Trainer(PenalisingLoop):
     """Trains on questions and answers."""
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -113,33 +102,11 @@ class Trainer(TrainingLoop):
         super().__init__(args, build_model(args, self.tokenizer).to(device))
 
     def epoch_batches(self, epoch: int) -> list[list[Row]]:
-        own_rows = self.own_rows(epoch) if self.epochs.penalises(epoch) else []
-        return self.epochs.batches(epoch, own_rows)
+        penalises = self.penalises(epoch)
+        return self.epochs.batches(epoch, self.own_rows(epoch) if penalises else [], penalises=penalises)
 
-    def own_rows(self, epoch: int) -> list[Row]:
-        """Rows that penalise the loops in the model's own answers to training questions.
-
-        The answers are made once, at the start of the epoch, and kept beside the checkpoint for a resumed run.
-        """
-        kept = self.args.run_dir / f"own_answers_{epoch}.json"
-        if not kept.exists():
-            self.save()  # the answers belong to exactly these weights
-            pairs = self.answer_own(random.Random(f"{self.args.seed}/own/{epoch}"))
-            partial = kept.with_suffix(".partial")
-            partial.write_text(json.dumps(pairs))
-            os.replace(partial, kept)
-        pairs = json.loads(kept.read_text())
-        rows = [self.epochs.rows.looping(p, a, threshold=self.args.own_threshold) for p, a in pairs]
-        looping = [row for row in rows if row]
-        log.info("epoch %d: %d of %d own answers repeat themselves", epoch, len(looping), len(pairs))
-        return looping * self.args.own_copies
-
-    def answer_own(self, rng: random.Random) -> list[tuple[list[int], list[int]]]:
-        """Prompts, and the model's greedy answers to them."""
-        prompts = self.epochs.rows.prompts(rng.sample(self.epochs.examples, self.args.own_answers))
-        with self.arithmetic():
-            answers = generate_answers(self.model, prompts, max_new_tokens=256, batch_size=48)
-        return list(zip(prompts, answers, strict=True))
+    def own_prompts(self, rng: random.Random) -> list[list[int]]:
+        return self.epochs.rows.prompts(rng.sample(self.epochs.examples, self.args.own_answers))
 
 
 def main(argv: list[str] | None = None) -> int:

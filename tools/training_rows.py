@@ -22,7 +22,8 @@ class Row:
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> list[list[int]]:
     """Token ids of each text, without special tokens."""
-    return list(tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"])
+    given = list(texts)
+    return list(tokenizer(given, add_special_tokens=False, verbose=False)["input_ids"]) if given else []
 
 
 def make_batches(rows: Sequence[Row], max_tokens: int, rng: random.Random) -> list[list[Row]]:

@@ -171,6 +171,40 @@ def test_rows_of_functions_and_pieces(sources):
     assert few[:3] == functions and len(few) == 4 and few[3] in pieces
 
 
+def test_a_line_that_comes_again_is_penalised(sources):
+    from code_data import CodeRows, Function, load_corpus, train_tokenizer
+
+    tokenizer = train_tokenizer(load_corpus(sources, hold_out=NONE_HELD_OUT), 400)
+    rows = CodeRows(tokenizer, prompt_weight=0.25, max_length=1000)
+    (row,) = rows.functions([Function(*TWICE, is_documented=False)])
+    repeated = rows.repeating(row, penalty=2.0, rng=random.Random(1))
+    copies = [i for i, weight in zip(repeated.ids, repeated.weights, strict=True) if weight == -2.0]
+    taught = [i for i, weight in zip(repeated.ids, repeated.weights, strict=True) if weight > 0]
+    assert taught == row.ids
+    text = tokenizer.decode(copies)
+    line = text[: len(text) // (text.count(text[:6]) or 1)]
+    assert line * (len(text) // len(line)) == text
+    assert line in "\n" + TWICE[1] and len(line) > 6
+
+
+def test_late_epochs_deal_the_functions_and_learn_from_own_answers(sources, tmp_path):
+    from train_code_model import CodeTraining, parse_args
+
+    line = arguments(sources, tmp_path / "run", "--hold-out", NONE_HELD_OUT, "--own-threshold", "-1")
+    training = CodeTraining(parse_args([*line, "--late-parts", "2", "--own-answers", "2", "--own-copies", "1"]))
+    parts = [training.late_part(epoch) for epoch in (1, 2)]
+    assert sorted(row.ids for part in parts for row in part) == sorted(row.ids for row in training.functions)
+    batches = training.epoch_batches(1)
+    assert batches == training.epoch_batches(1)
+    rows = [row for batch in batches for row in batch]
+    own = json.loads((tmp_path / "run/own_answers_1.json").read_text())
+    assert len(own) == 2
+    for prompt, answer in own:
+        (row,) = [row for row in rows if row.ids == prompt + answer]
+        assert set(row.weights) <= {0.0, -1.0}
+    assert all(row in rows for row in parts[0])
+
+
 def arguments(sources, run_dir, *more):
     shape = "--hidden-size 32 --layers 1 --heads 2 --ffn-size 32 --vocab-size 400 --max-length 160 --batch-tokens 200"
     run = "--steps 2 --hold-out 3 --warmup-steps 1 --threads 1 --checkpoint-every 1"
