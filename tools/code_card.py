@@ -33,8 +33,9 @@ writes looks like Python; it is not right.
 
 {source}: {num_functions:,} functions and methods of at most {max_length} tokens (body weight 1, signature and docstring
 {prompt_weight}), and a share of {piece_share} of the {num_pieces:,} plain pieces of its files in each epoch. Tests,
-encodings and tables are left out. {steps:,} steps, {tokens:,} tokens, {minutes:.0f} minutes in training steps,
-seed {seed}.
+encodings and tables are left out. Repetition is penalised in the later epochs by unlikelihood (Welleck et al. 2019), on
+lines that come again and on loops in the model's own greedy answers to training prompts. {steps:,} steps,
+{tokens:,} tokens, {minutes:.0f} minutes in training steps, seed {seed}.
 
 Validation loss, on the bodies of {num_held_out:,} functions of files held out: {validation_loss:.3f} nats a token.
 
