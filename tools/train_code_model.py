@@ -90,7 +90,9 @@ class CodeTraining(PenalisingLoop):
         self.rows = CodeRows(self.tokenizer, prompt_weight=args.prompt_weight, max_length=args.max_length)
         self.functions = self.rows.functions(corpus.functions)
         self.pieces = self.rows.pieces(corpus.sources)
-        self.held_out = self.rows.functions(corpus.held_out)
+        self.held_out = CodeRows(self.tokenizer, prompt_weight=0.0, max_length=args.max_length).functions(
+            corpus.held_out
+        )
         if not self.functions:
             raise ValueError(f"no function below {args.data} has at most {args.max_length} tokens; raise --max-length")
         log.info(
