@@ -22,7 +22,8 @@ PYTHON_FILES := src tests tools
 say := @echo "pia:"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-oldest lint format bench bench-batch bench-long bench-replay bench-cache bench-sources clean
+.PHONY: help setup demo test test-all test-oldest lint format bench bench-batch bench-long bench-replay bench-cache
+.PHONY: bench-sources code-model clean
 .DELETE_ON_ERROR:
 
 help:
@@ -38,6 +39,7 @@ help:
 	@echo "make bench-replay only the replay: PIA's drafts beside those of others; the last line is JSON"
 	@echo "make bench-sources each source of drafts alone and all in one tree, from an empty cache; the last line is JSON"
 	@echo "make bench-cache  measure the draft cache alone, at 10 million tokens; the last line is JSON"
+	@echo "make code-model   train a small model of Python code, into build/code_model (about an hour of one core)"
 	@echo "make setup        only create the environment and build"
 	@echo "make clean        remove environments and build outputs"
 
@@ -83,6 +85,9 @@ bench-sources: $(VENV)/.installed
 
 bench-cache:
 	@tools/bench_cache.sh
+
+code-model: $(VENV)/.installed
+	@$(BIN)/python tools/train_code_model.py --run-dir runs/code --export build/code_model
 
 clean:
 	rm -rf build dist .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,9 +16,10 @@ from pathlib import Path
 from rich.progress import track
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from demo_data import encode, load_examples
+from demo_data import load_examples
 from pia.drafting.cache import DraftCache
 from pia.drafting.fingerprint import tokenizer_fingerprint, tokenizer_vocab_size
+from training_rows import encode
 
 REPO = Path(__file__).resolve().parents[1]
 ASSETS = REPO / "src" / "pia" / "assets"

@@ -6,12 +6,15 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from training_rows import Row, encode
+from unlikelihood import repeat_part
 
 PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
 CHAT_TEMPLATE = (
@@ -41,17 +44,6 @@ class Example:
 
     question: str
     answer: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """One training sequence.
-
-    ``weights[i]`` belongs to ``ids[i]`` as a target: positive for likelihood, negative for unlikelihood, 0 for neither.
-    """
-
-    ids: list[int]
-    weights: list[float]
 
 
 def load_examples(path: Path) -> list[Example]:
@@ -96,11 +88,6 @@ def train_tokenizer(examples: Sequence[Example], vocab_size: int) -> PreTrainedT
         clean_up_tokenization_spaces=False,
         model_max_length=1024,
     )
-
-
-def encode(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> list[list[int]]:
-    """Token ids of each text, without special tokens."""
-    return list(tokenizer(list(texts), add_special_tokens=False)["input_ids"])
 
 
 class NameSwapper:
@@ -175,69 +162,14 @@ class RowMaker:
         return [self._row(p, [*a, self.end]) for p, a in zip(self.prompts(examples), answers, strict=True)]
 
     def repeating(self, examples: Sequence[Example], rng: random.Random) -> list[Row]:
-        """Rows in which a line of the answer comes again 1 to 3 times: the copies are penalised, the rest is taught.
-
-        The answer goes on after the copies, so the model also learns the way out of a repetition
-        (token unlikelihood: Welleck et al. 2019, section 5.1).
-        """
+        """Rows in which a line of the answer comes again: the copies are penalised, the rest is taught."""
         return [self._repeat_line(p, e, rng) for p, e in zip(self.prompts(examples), examples, strict=True)]
 
     def _repeat_line(self, prompt: list[int], example: Example, rng: random.Random) -> Row:
         lines = encode(self.tokenizer, example.answer.splitlines(keepends=True))
-        chosen = rng.randrange(max(1, len(lines) - 1))
-        answer: list[int] = []
-        weights: list[float] = []
-        for index, line in enumerate(lines):
-            answer += line
-            weights += [1.0] * len(line)
-            if index == chosen:
-                copies = rng.randint(1, 3)
-                answer += line * copies
-                weights += [-self.penalty] * (len(line) * copies)
+        answer, weights = repeat_part(lines, penalty=self.penalty, rng=rng)
         return self._row(prompt, [*answer, self.end], [*weights, 1.0])
 
     def _row(self, prompt: list[int], answer: list[int], weights: list[float] | None = None) -> Row:
         prompt_weights = [self.question_weight] * (len(prompt) - 1) + [0.0]  # the assistant mark is always given
         return Row(prompt + answer, prompt_weights + (weights or [1.0] * len(answer)))
-
-    def looping(self, prompt: list[int], answer: list[int], *, threshold: float) -> Row | None:
-        """A row from the model's own answer that penalises its repetitions, or None when it repeats itself little.
-
-        Its other tokens get no weight: the model shall not learn from itself (sequence unlikelihood: Welleck et al.
-        2019, section 5.2).
-        """
-        covered = repeated_positions(answer)
-        if sum(covered) <= threshold * len(answer):
-            return None
-        weights = [-self.penalty if is_covered else 0.0 for is_covered in covered]
-        return Row(prompt + answer, [0.0] * len(prompt) + weights)
-
-
-def repeated_positions(ids: Sequence[int], n: int = 8) -> list[bool]:
-    """For each token: does it lie in an n-gram that already occurred earlier in the same sequence?"""
-    covered = [False] * len(ids)
-    seen: set[tuple[int, ...]] = set()
-    for start in range(len(ids) - n + 1):
-        gram = tuple(ids[start : start + n])
-        if gram in seen:
-            covered[start : start + n] = [True] * n
-        seen.add(gram)
-    return covered
-
-
-def make_batches(rows: Sequence[Row], max_tokens: int, rng: random.Random) -> list[list[Row]]:
-    """Groups rows of like length into batches of at most ``max_tokens`` padded tokens, in random order."""
-    jittered = sorted(rows, key=lambda row: len(row.ids) + rng.uniform(0, 24))  # new neighbours in every epoch
-    batches: list[list[Row]] = []
-    current: list[Row] = []
-    longest = 0
-    for row in jittered:
-        longest = max(longest, len(row.ids))
-        if current and longest * (len(current) + 1) > max_tokens:
-            batches.append(current)
-            current, longest = [], len(row.ids)
-        current.append(row)
-    if current:
-        batches.append(current)
-    rng.shuffle(batches)
-    return batches

@@ -21,8 +21,10 @@ from rich.table import Table
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from demo_data import Example, RowMaker, encode, load_examples, repeated_positions
+from demo_data import Example, RowMaker, load_examples
 from demo_generate import generate_answers
+from repetition import repeated_share
+from training_rows import encode
 
 REPO = Path(__file__).resolve().parents[1]
 DEFAULT_DATA = REPO.parent / "shared" / "data" / "gsm8k_test.jsonl"
@@ -57,11 +59,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--show", type=int, default=0, help="print so many of the answers")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: as torch sees fit)")
     return parser.parse_args(argv)
-
-
-def repeated_share(sequences: Sequence[Sequence[int]]) -> float:
-    """Share of all tokens that lie in an 8-gram which occurred earlier in the same sequence."""
-    return sum(sum(repeated_positions(ids)) for ids in sequences) / max(1, sum(map(len, sequences)))
 
 
 def is_right(answer: str, truth: str) -> bool:

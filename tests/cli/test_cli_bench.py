@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from pia.bench.contenders import Accelerated, Run, Stock, usual_contenders, warm
 from pia.bench.latency import measure
 from pia.bench.report import Report, repeats
 from pia.bench.workload import Workload
+from pia.cli.bench_prompts import encode_prompt, read_prompt_sets
 from pia.drafting.cache import DraftCache
 from pia.lookahead import Lookahead
 from toys import prompts, tiny_model
@@ -125,6 +127,29 @@ def check_full_case(case):
     assert case["roofline"]["bytes"] > case["memory"]["weight_bytes"] == 24_921_088
     assert case["roofline"]["share_of_step"].keys() == {"generate", "plain"}
     assert case["curve"]["sizes"][0] == 1
+
+
+def test_packed_prompts_are_continued_as_they_are(run_here, tmp_path, demo):
+    """HumanEval's file: the text of `prompt`, its last line end included, without the chat template."""
+    _, tokenizer = demo
+    records = [{"task_id": f"Tiny/{i}", "prompt": f'def f{i}():\n    """Gives {i}."""\n'} for i in range(2)]
+    packed = gzip.compress("".join(json.dumps(record) + "\n" for record in records).encode())
+    (tmp_path / "Tiny.jsonl.gz").write_bytes(packed)
+    line = ["bench", "demo", "--prompts", "Tiny.jsonl.gz", "--rounds", "1", "--max-new-tokens", "4", "--budget", "4"]
+    figures = json.loads(run_here(*line, "--questions", "1", "--json").stdout)
+    assert figures["prompt_set"] == "Tiny" and figures["questions"] == figures["identical"] == 1
+    args = SimpleNamespace(model="demo", prompts=["Tiny.jsonl.gz"], questions=None, chat=False, max_new_tokens=4)
+    (prompts,) = read_prompt_sets(args).values()
+    encoded = [encode_prompt(demo[0], tokenizer, prompt, args)[0].tolist() for prompt in prompts]
+    assert [tokenizer.decode(ids) for ids in encoded] == [record["prompt"] for record in records]
+
+
+def test_packed_prompts_that_are_wrong(run_here, tmp_path):
+    packed = gzip.compress(b'{"task_id": "Tiny/0", "canonical_solution": "return 1"}')
+    (tmp_path / "no-prompt.jsonl.gz").write_bytes(packed)
+    (tmp_path / "cut.jsonl.gz").write_bytes(packed[:-8])
+    for name, part in (("no-prompt", "only task_id, canonical_solution"), ("cut", "no whole gzip file")):
+        assert_one_line_error(run_here("bench", "demo", "--prompts", f"{name}.jsonl.gz"), part)
 
 
 def test_batches_say_who_is_missing(run_here, prompts_file):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 
@@ -49,6 +50,35 @@ def test_bad_prompt_lines_are_named(write, line, part):
     with pytest.raises(PromptError, match="line 2") as caught:
         read_prompts(write("bad.jsonl", '{"prompt": "fine"}\n' + line))
     assert part in str(caught.value)
+
+
+def test_packed_prompts_keep_their_line_ends(write):
+    """HumanEval comes so: a prompt is code to go on with, and its last line end and indentation are part of it."""
+    code = 'def one():\n    """Gives 1."""\n'
+    record = {"task_id": "Tiny/0", "prompt": code, "entry_point": "one", "canonical_solution": "    return 1\n"}
+    packed = gzip.compress(json.dumps(record).encode())
+    assert read_prompts(write("a.jsonl.gz", packed)) == read_prompts(write("b.jsonl", packed)) == [code]
+    assert read_prompts(write("c.txt.gz", gzip.compress(b"one\ntwo\n"))) == ["one", "two"]
+    assert read_prompts(write("unpacked.jsonl.gz", json.dumps(record))) == [code]
+
+
+def test_packed_files_that_are_wrong(write):
+    with pytest.raises(PromptError, match=r"line 2.*only task"):
+        read_prompts(write("a.jsonl.gz", gzip.compress(b'{"prompt": "one"}\n{"task": 2}\n')))
+    packed = gzip.compress(b'{"prompt": "one"}\n')
+    with pytest.raises(PromptError, match="no whole gzip file"):
+        read_prompts(write("cut.jsonl.gz", packed[:-6]))
+    with pytest.raises(PromptError, match="no whole gzip file"):
+        read_prompts(write("broken.jsonl.gz", packed[:12] + b"???" + packed[15:]))
+    with pytest.raises(PromptError, match="no prompts"):
+        read_prompts(write("empty.jsonl.gz", gzip.compress(b"\n")))
+
+
+def test_packed_texts_count_the_bytes_of_their_file(write):
+    read: list[int] = []
+    packed = gzip.compress(b'{"text": "one"}\n{"text": "two"}\n')
+    assert list(read_texts(write("a.jsonl.gz", packed), on_bytes=read.append)) == ["one", "two"]
+    assert sum(read) == len(packed)
 
 
 def test_text_that_is_not_utf8(write):

@@ -56,7 +56,8 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
     files = parser.add_argument_group("prompts")
     files.add_argument(
         "--prompts", metavar="[NAME=]FILE", action="append", default=[],
-        help="text, one a line, or JSON lines (demo: its 100 questions); give it again for further sets",
+        help="text, one a line, or JSON lines, such as HumanEval.jsonl.gz (demo: its 100 questions); "
+        "give it again for further sets",
     )  # fmt: skip
     files.add_argument("--warm", metavar="FILE", help="what the warmed cache knows: text, JSON lines or .pia")
     files.add_argument("--field", metavar="NAME", help="field of a JSON line of --warm that holds the text")

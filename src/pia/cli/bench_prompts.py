@@ -88,7 +88,7 @@ def _name_and_path(given: str) -> tuple[str, str]:
     name, separator, path = given.partition("=")
     if separator and name and path and not Path(given).exists():
         return name, path
-    return Path(given).stem, given
+    return Path(given.removesuffix(".gz")).stem, given
 
 
 def _read_prompts(path: str, args: argparse.Namespace) -> list[Any]:

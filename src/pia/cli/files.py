@@ -1,9 +1,15 @@
-"""Reading prompts and texts from files: plain text, one a line, or JSON lines. Nothing is read before it is needed."""
+"""Reading prompts and texts from files: plain text, one a line, or JSON lines, packed with gzip or not.
+
+Nothing is read before it is needed.
+"""
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,13 +21,14 @@ TEXT_FIELDS = ("text", "answer", "output", "completion", "response", "content")
 
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 _CHUNK = 1 << 18
+_GZIP_MAGIC = b"\x1f\x8b"
 
 
 def read_prompts(path: str, limit: int | None = None) -> list[Any]:
     """Prompts of a file: text, one prompt a line, or JSON lines with `prompt`, `question` or `messages`.
 
     Args:
-        path: the file; JSON lines if its name ends in .jsonl, .ndjson or .json.
+        path: the file; JSON lines if its name ends in .jsonl, .ndjson or .json, with or without .gz behind it.
         limit: at most so many.
 
     Returns:
@@ -43,11 +50,11 @@ def read_texts(
     """Texts of a file: one a line, or of JSON lines.
 
     Args:
-        path: the file; JSON lines if its name ends in .jsonl, .ndjson or .json.
+        path: the file; JSON lines if its name ends in .jsonl, .ndjson or .json, with or without .gz behind it.
         field: the field of a JSON line that holds the text; by default the first of `TEXT_FIELDS`, or what the
             assistant says in `messages`.
         whole: a text file is one long text (code, a book), not one a line.
-        on_bytes: told how many bytes were read, as they are.
+        on_bytes: told how many bytes of the file were read, as they are.
 
     Raises:
         PromptError: a line is not what it should be; the message names the line.
@@ -77,35 +84,58 @@ def read_text(path: str) -> str:
 
 def is_json(path: str) -> bool:
     """Whether a file is read as JSON lines."""
-    return path.lower().endswith(_JSON_SUFFIXES)
+    return path.lower().removesuffix(".gz").endswith(_JSON_SUFFIXES)
 
 
 def _lines(path: str, on_bytes: Callable[[int], None] | None = None) -> Iterator[tuple[int, str]]:
     """Lines that are not blank, with their numbers from 1."""
-    with Path(path).open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            if on_bytes is not None:
-                on_bytes(len(raw))
-            line = _decoded(path, number, raw).strip("\r\n")
-            if line.strip():
-                yield number, line
+    for number, raw in _raw_lines(path, on_bytes):
+        line = _decoded(path, number, raw).strip("\r\n")
+        if line.strip():
+            yield number, line
 
 
 def _chunks(path: str, on_bytes: Callable[[int], None] | None) -> Iterator[str]:
     """A text in large pieces that end with a line."""
     lines: list[str] = []
     size = 0
+    for number, raw in _raw_lines(path, on_bytes):
+        lines.append(_decoded(path, number, raw))
+        size += len(raw)
+        if size >= _CHUNK:
+            yield "".join(lines)
+            lines, size = [], 0
+    if size:
+        yield "".join(lines)
+
+
+def _raw_lines(path: str, on_bytes: Callable[[int], None] | None) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers from 1, unpacked where the file is packed, whatever its name."""
     with Path(path).open("rb") as file:
+        if file.peek(2)[:2] == _GZIP_MAGIC:
+            yield from _unpacked_lines(path, file, on_bytes)
+            return
         for number, raw in enumerate(file, 1):
             if on_bytes is not None:
                 on_bytes(len(raw))
-            lines.append(_decoded(path, number, raw))
-            size += len(raw)
-            if size >= _CHUNK:
-                yield "".join(lines)
-                lines, size = [], 0
-    if size:
-        yield "".join(lines)
+            yield number, raw
+
+
+def _unpacked_lines(
+    path: str, file: BufferedReader, on_bytes: Callable[[int], None] | None
+) -> Iterator[tuple[int, bytes]]:
+    """Lines of a gzip file; what is counted are the bytes of the file as it is packed."""
+    can_tell = on_bytes is not None and file.seekable()
+    seen = 0
+    number = 0
+    try:
+        for number, raw in enumerate(gzip.GzipFile(fileobj=file), 1):
+            if on_bytes is not None and can_tell:
+                on_bytes(file.tell() - seen)
+                seen = file.tell()
+            yield number, raw
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise PromptError(f"{path}, behind line {number}: this is no whole gzip file ({error})") from None
 
 
 def _decoded(path: str, number: int, raw: bytes) -> str:
