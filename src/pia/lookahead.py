@@ -23,7 +23,7 @@ from pia.drafting.budget import BudgetPolicy, Calibrator
 from pia.drafting.cache import DraftCache
 from pia.drafting.fingerprint import tokenizer_fingerprint, tokenizer_vocab_size
 from pia.drafting.guesses import GuessAcceptance
-from pia.drafting.jacobi import JacobiSession, new_pool
+from pia.drafting.jacobi import JacobiSource, new_pool
 from pia.drafting.source import DraftSession, NoDrafts
 from pia.drafting.window_policy import WindowPolicy, WindowWorth
 from pia.errors import CacheMismatchError, RowsInStepError, UnsupportedOptionError
@@ -228,7 +228,7 @@ class Lookahead:
         if plan.jacobi is None:
             return inner or NoDrafts()
         prompt = request.prompt_ids[0].cpu().numpy().astype(np.int32)
-        return JacobiSession(plan.jacobi, prompt, pool=pool, inner=inner, acceptance=self._guess_acceptance)
+        return JacobiSource(plan.jacobi, self._guess_acceptance).begin(prompt, pool=pool, inner=inner)
 
     def _begin_cached(
         self,

@@ -159,6 +159,14 @@ def test_the_measured_cost_decides(llama, monkeypatch, curve, rides):
     assert "Jacobi window of 4 columns of 4-grams, as far as it pays" in lookahead.last_stats.reason
 
 
+def test_a_draft_cache_that_cannot_know_the_prompt_leaves_drafting_to_the_pool(llama):
+    prompt = prompts(1, seed=5)[0]
+    lookahead = pia.Lookahead(jacobi=SMALL, budget=30)
+    lookahead.cache.bind(3, "another")
+    assert torch.equal(greedy(llama, prompt, custom_generate=lookahead), greedy(llama, prompt))
+    assert jacobi_tokens(lookahead.last_stats) == lookahead.last_stats.num_accepted > 0
+
+
 def test_true_takes_the_published_sizes(llama):
     prompt = prompts(1, seed=5)[0]
     lookahead = pia.Lookahead(jacobi=True, budget=16)

@@ -7,11 +7,12 @@ import pytest
 
 from jacobi_reference import lookahead_decode
 from pia.config import JacobiConfig
+from pia.drafting.cache import DraftCache
 from pia.drafting.guesses import GuessAcceptance, Guesses
-from pia.drafting.jacobi import JacobiSession, JacobiSource
+from pia.drafting.jacobi import JacobiSession, JacobiSource, new_pool
 from pia.drafting.jacobi_window import JacobiWindow
 from pia.drafting.shape import ancestors
-from pia.drafting.source import NoDrafts, PatientSession
+from pia.drafting.source import PatientSession
 from pia.drafting.top_tokens import TopTokens
 from pia.drafting.tree import SOURCE_NAMES, DraftTree, TreeWalk
 
@@ -76,7 +77,7 @@ def test_several_accepted_tokens_enter_the_history_in_order():
     config = JacobiConfig(window_size=2, ngram_size=3, pool_from_prompt=True)
     session = JacobiSession(config, np.array([1, 2], np.int32))
     session.observe([3, 4, 5, 6])
-    session.advance([7])
+    session.observe([7])
     session.observe([8, 9])
     assert {first: session.pool.ngrams(first) for first in range(1, 10)} == {
         1: [[2, 3]], 2: [[3, 4]], 3: [[4, 5]], 4: [[5, 6]], 5: [[6, 7]], 6: [[7, 8]], 7: [[8, 9]], 8: [], 9: [],
@@ -106,15 +107,11 @@ def test_probabilities_follow_what_comes_true():
     assert by_token[5] < 0.1 and by_token[8] < 0.1
 
 
-class Spy(NoDrafts):
+class Spy:
     """An inner session that keeps books."""
 
     def __init__(self) -> None:
         self.told: list[object] = []
-
-    def begin(self, prompt_ids, **options):
-        self.told.append(("begin", options))
-        return self
 
     def propose(self, budget, max_depth):
         self.told.append(("propose", budget, max_depth))
@@ -127,49 +124,47 @@ class Spy(NoDrafts):
         self.told.append(("end", commit))
 
 
-class PatientSpy(Spy):
-    was_prepared = True
-
-    def advance(self, token_ids):
-        self.told.append(("advance", token_ids))
-
-    def learn(self):
-        self.told.append("learn")
-
-    def prepare(self, fed, budget, max_depth):
-        self.told.append(("prepare", budget, max_depth))
-        return 3
-
-
 def test_an_inner_session_drafts_and_is_told_everything():
-    spy = PatientSpy()
-    session = JacobiSource(JacobiConfig(), spy).begin(np.array([1, 2], np.int32), namespace="x", extra=1)
-    assert isinstance(session, PatientSession)
+    spy = Spy()
+    session = JacobiSource(JacobiConfig()).begin(np.array([1, 2], np.int32), namespace="x", inner=spy)
+    assert not isinstance(session, PatientSession)  # what is put off would be learned of a pool that knows more by then
     assert session.propose(5, 6).token_ids.tolist() == [1]
     session.observe([3])
-    session.advance([4])
-    session.learn()
-    assert session.prepare(DraftTree.empty(), 7, 8) == 3 and session.was_prepared
     session.end(commit=True)
-    options = {"stop_ids": frozenset(), "namespace": "x", "corpora": (), "extra": 1}
-    assert spy.told == [
-        ("begin", options),
-        ("propose", 5, 6),
-        ("observe", [3]),
-        ("advance", [4]),
-        "learn",
-        ("prepare", 7, 8),
-        ("end", True),
-    ]
+    assert spy.told == [("propose", 5, 6), ("observe", [3]), ("end", True)]
 
 
-def test_an_inner_session_that_is_not_patient_is_told_at_once():
-    spy = Spy()
-    session = JacobiSession(JacobiConfig(), np.array([1], np.int32), inner=spy)
-    session.advance([4])
-    session.learn()
-    assert session.prepare(DraftTree.empty(), 7, 8) == 0 and not session.was_prepared
-    assert spy.told == [("observe", [4])]
+def _over_a_cache(config):
+    """A window around a session that drafts from its pool and nothing else."""
+    prompt, pool = np.array([1, 2, 3], np.int32), new_pool(config)
+    inner = DraftCache().begin(prompt, sources=(), pool=pool)
+    return JacobiSource(config).begin(prompt, pool=pool, inner=inner)
+
+
+def test_an_inner_draft_cache_drafts_from_the_pool():
+    session = _over_a_cache(JacobiConfig(ngram_size=3))
+    session.pool.add([[3, 40, 41]])
+    tree = session.propose(4, 8)
+    assert tree.token_ids.tolist()[:2] == [40, 41]
+    assert [SOURCE_NAMES[source] for source in tree.sources[:2]] == ["jacobi", "jacobi"]
+
+
+def test_a_lesson_does_not_see_what_its_own_forward_made():
+    """A window whose n-grams come true only once they are seen must not be trusted for it."""
+    config = JacobiConfig(window_size=2, ngram_size=3)
+    session = _over_a_cache(config)
+    fed = session.window(_ALL, _ALL)
+    session.recycle(fed, TopTokens(np.full((len(fed) + 1, 1), 9, np.int32), np.ones((len(fed) + 1, 1), np.float16)))
+    assert len(session.pool) == 0
+    session.observe([9])
+    for _ in range(3):
+        fed = session.window(_ALL, _ALL)
+        top = np.full((len(fed) + 1, 1), 9, np.int32)
+        session.recycle(fed, TopTokens(top, np.ones((len(fed) + 1, 1), np.float16)))
+        known = len(session.pool)
+        session.observe([9])
+        assert len(session.pool) >= known
+    assert len(session.pool) > 0
 
 
 def test_a_window_left_out_stands_still():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from typing import Any
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from pia import _core
 from pia.config import JacobiConfig
 from pia.drafting.guesses import GuessAcceptance, Guesses
 from pia.drafting.jacobi_window import JacobiWindow
-from pia.drafting.source import DraftSession, DraftSource, PatientSession, RecyclingSession
+from pia.drafting.source import DraftSession, NoDrafts, RecyclingSession
 from pia.drafting.token_ids import as_token_ids
 from pia.drafting.top_tokens import TopTokens
 from pia.drafting.tree import DraftTree
@@ -39,7 +38,7 @@ class JacobiSession:
         config: sizes of window and pool.
         prompt_ids: int32 `[n]`.
         pool: what is filled.
-        inner: the session that drafts; without one the pool alone does.
+        inner: the session that drafts; without one, or with one that never does, the pool alone.
         acceptance: how likely guesses are; a new one by default.
     """
 
@@ -55,9 +54,8 @@ class JacobiSession:
         prompt = as_token_ids(prompt_ids)
         self.config = config
         self.pool = new_pool(config) if pool is None else pool
-        self.inner = inner
-        self._patient = inner if isinstance(inner, PatientSession) else None
-        self._recycling = inner if isinstance(inner, RecyclingSession) else None
+        self.inner = None if isinstance(inner, NoDrafts) else inner
+        self._recycling = self.inner if isinstance(self.inner, RecyclingSession) else None
         self._inner_top = self._recycling.num_top if self._recycling is not None else 0
         self._acceptance = GuessAcceptance() if acceptance is None else acceptance
         self._window = JacobiWindow(config, prompt) if len(prompt) else None
@@ -94,22 +92,10 @@ class JacobiSession:
             self._recycling.recycle(fed, top)
 
     def observe(self, token_ids: Sequence[int]) -> None:
+        """Tells which tokens the model emitted. What is learned of a pool is learned before the pool knows more."""
         if self.inner is not None:
             self.inner.observe(token_ids)
         self._move_on(token_ids)
-
-    @property
-    def was_prepared(self) -> bool:
-        return self._patient is not None and self._patient.was_prepared
-
-    def advance(self, token_ids: list[int]) -> None:
-        self.observe(token_ids)  # what is learned of a pool is learned before it knows more
-
-    def learn(self) -> None:
-        pass
-
-    def prepare(self, fed: DraftTree, budget: int, max_depth: int) -> int:
-        return self._patient.prepare(fed, budget, max_depth) if self._patient is not None else 0
 
     def end(self, *, commit: bool) -> None:
         if self.inner is not None:
@@ -133,13 +119,12 @@ class JacobiSource:
 
     Args:
         config: sizes of window and pool.
-        inner: a source whose sessions draft in place of the pool alone.
+        acceptance: how likely guesses are; a new one by default.
     """
 
-    def __init__(self, config: JacobiConfig, inner: DraftSource | None = None) -> None:
+    def __init__(self, config: JacobiConfig, acceptance: GuessAcceptance | None = None) -> None:
         self.config = config
-        self.inner = inner
-        self._acceptance = GuessAcceptance()
+        self._acceptance = GuessAcceptance() if acceptance is None else acceptance
 
     def begin(
         self,
@@ -148,10 +133,8 @@ class JacobiSource:
         stop_ids: Set[int] = frozenset(),
         namespace: str = "",
         corpora: Sequence[str] = (),
-        **options: Any,
+        pool: _core.NgramPool | None = None,
+        inner: DraftSession | None = None,
     ) -> JacobiSession:
-        """Opens a session for a request; arguments as of `DraftSource.begin`, and the inner source's own."""
-        inner = None
-        if self.inner is not None:
-            inner = self.inner.begin(prompt_ids, stop_ids=stop_ids, namespace=namespace, corpora=corpora, **options)
-        return JacobiSession(self.config, prompt_ids, inner=inner, acceptance=self._acceptance)
+        """Opens a session for a request; `pool` and `inner` as of `JacobiSession`. It has no use for the others."""
+        return JacobiSession(self.config, prompt_ids, pool=pool, inner=inner, acceptance=self._acceptance)
