@@ -28,6 +28,7 @@ from pia.bench.bandwidth import measure_bandwidth
 from pia.bench.forced import RANDOM, ReplayCase, replay_case
 from pia.bench.machine import describe_machine
 from pia.bench.step_bytes import kv_bytes, weight_bytes
+from pia.bench.workload import REPLAY_SOURCES
 from pia.lookahead import Lookahead
 
 _BUDGETS = (0, 15, 16, 63, 64, "auto")
@@ -56,7 +57,7 @@ class Figure:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures all, prints the table and the JSON line; writes both into $OUT if that is set."""
     args = _parse(argv)
-    options = {"engine": args.engine}
+    options = {"engine": args.engine, "sources": REPLAY_SOURCES}
     cases = _cases(args)
     gsm = cases["gsm"]
     sections = _Sections({"arguments": vars(args) | {"traces": str(args.traces)}, "options": options})

@@ -217,6 +217,8 @@ def test_replays_are_marked_everywhere(run_here, fake_replays, tmp_path):
     assert figures["model"] == "tiny shape" and figures["label"] == FakeReplay.label
     assert figures["missing"].keys() == {"assisted"}
     assert "A REPLAY" in result.stdout
+    for case in figures["cases"]:  # the logits of such a model are no source of drafts
+        assert all(set(sources) <= {"own", "shared"} for sources in case["by_source"].values())
     assert (tmp_path / "report/report.md").read_text().count("**replay** |") == 2
     first, second = fake_replays
     wanted = {"dtype": torch.bfloat16, "device": "cpu", "limit": 2, "warm": 3, "context": 100}
@@ -235,6 +237,7 @@ def test_replays_are_marked_everywhere(run_here, fake_replays, tmp_path):
         ("bench --replay one.npz --shape llama2-7b --prompts x.txt", "takes no --prompts"),
         ("bench --replay one.npz --shape llama2-7b --temperature 1", "takes no --temperature"),
         ("bench --replay one.npz --shape llama2-7b --batch 2", "--batch"),
+        ("bench --replay one.npz --shape llama2-7b --sources recycled", "leave out --sources"),
         ("bench demo --warm-requests 3", "--warm-requests"),
         ("bench demo --context 3", "--context"),
         ("bench demo --append", "--report"),

@@ -125,6 +125,7 @@ def test_what_does_not_fit_is_not_recorded(tmp_path):
     [
         ({"budget": 8}, {}),
         ({"budget": 8, "sources": "cache"}, {}),
+        ({"budget": 24, "sources": (), "jacobi": True}, {}),  # a window is fed behind the draft
         ({"budget": 8, "shape": "branches"}, {}),
         ({"budget": 0}, {}),
         ({}, {"use_cache": False}),  # Transformers' own calls

@@ -24,7 +24,8 @@ class ForcedText:
     The place of position p gets the token that the text has at p + 1. In a token tree several nodes share a position,
     and all of them get that token, although it follows only the nodes that lie on the text. That is right: the accept
     rule walks down from the root, reaches a node only if the likeliest token before it was that node's, and so never
-    looks at the logits of a node that has left the text.
+    looks at the logits of a node that has left the text. Recycled drafts and Jacobi windows would: leave them out
+    (`pia.bench.workload.REPLAY_SOURCES`).
 
     Only tensor operations on a buffer that stays where it is: the hook takes part in captured CUDA graphs and in
     programs of `torch.compile`, and a text can be changed under them. The buffer must not belong to the module, whose

@@ -35,7 +35,8 @@ _HOW = """\
 * The floor of a plain step is its bytes (weights and KV cache) over the best rate at which torch was seen to read or
   copy as many on this device.
 * In a **replay** a model of full size with random weights runs every forward; only which token follows is taken from a
-  recorded text. Cost, acceptance and overheads are real; what is written is the recording.
+  recorded text. Cost, acceptance and overheads are real; what is written is the recording. Drafts come from the cache
+  alone, since such a model's logits know nothing of the text.
 """
 
 

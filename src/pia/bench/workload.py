@@ -11,6 +11,10 @@ import torch
 
 from pia.bench.contenders import Contender, Run
 
+REPLAY_SOURCES = ("cache",)
+"""What drafts are made from where a text is forced on a model. Behind a node that has left the text its logits still
+name the recorded token, and elsewhere they are random: drafts from the forward itself would know what is to come."""
+
 
 @dataclass(frozen=True)
 class Workload:

@@ -144,7 +144,7 @@ def _measure(case: BenchCase, args: argparse.Namespace) -> dict[str, Any]:
     machine = describe_machine(workload.model)
     about = {"model": case.model_name, "prompt_set": case.prompt_set, "label": case.label, "machine": machine}
     new_contenders = partial(usual_contenders, batch_size=args.batch, assisted=case.assisted)
-    wanted = new_contenders(case.new_cache, **_lookahead_options(args, is_replay=case.label is not None))
+    wanted = new_contenders(case.new_cache, **_lookahead_options(args, is_replay=workload.is_replay))
     contenders, refusals = willing(wanted, workload.model, workload.prompts[0], reference="generate")
     reference = "plain" if workload.options.get("do_sample") else "generate"
     report = measure_with_progress(
@@ -156,8 +156,10 @@ def _measure(case: BenchCase, args: argparse.Namespace) -> dict[str, Any]:
 
 def _lookahead_options(args: argparse.Namespace, *, is_replay: bool) -> dict[str, Any]:
     """What PIA is told. The logits of a replay are made up, so there is nothing to recycle."""
+    from pia.bench.workload import REPLAY_SOURCES
+
     given = {name: getattr(args, name) for name in _LOOKAHEAD_OPTIONS}
-    return {**given, "sources": ("cache",)} if is_replay else given
+    return {**given, "sources": REPLAY_SOURCES} if is_replay else given
 
 
 def _sampling(args: argparse.Namespace) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pia.cli.bench_cases import BenchCase
+from pia.config import SOURCES
 from pia.errors import UnsupportedOptionError
 
 _ASSISTANT = "no draft model writes the recorded text"
@@ -26,6 +27,10 @@ def check_replay(args: argparse.Namespace) -> None:
         if getattr(args, name) not in (None, False, []):
             shown = "MODEL" if name == "model" else f"--{name.replace('_', '-')}"
             raise UnsupportedOptionError(f"a replay takes no {shown}: its model and its text come from the trace")
+    if tuple(args.sources) not in (SOURCES, ("cache",)):
+        raise UnsupportedOptionError(
+            "a replay drafts from the cache alone, since its model's logits are not its own; leave out --sources"
+        )
     if args.batch > 1:
         raise UnsupportedOptionError("a replay answers one prompt at a time; leave out --batch")
 

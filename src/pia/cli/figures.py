@@ -41,7 +41,8 @@ def show_case(case: Mapping[str, Any]) -> None:
     """Prints the tables of a case and what is to be said of them."""
     console = new_console()
     console.print(_speed_table(case))
-    console.print(_source_table(case))
+    if any(row["by_source"] for row in case["contenders"].values()):
+        console.print(_source_table(case))
     if "roofline" in case:
         console.print(_step_table(case))
         console.print(_cost_table(case))
