@@ -12,6 +12,7 @@ namespace {
 // Packed text is some twenty times smaller than its contexts, so that so much of it outlasts what the tables can hold:
 // what the log drops for room is taken from the tables too, however useful, where they would evict what matters least.
 std::size_t log_share(std::size_t max_bytes) { return max_bytes / 8; }
+std::size_t recycled_share(std::size_t max_bytes) { return max_bytes / 16; }
 
 // What the contexts of one more token may take, generously.
 constexpr std::size_t kTableBytesPerToken = 200;
@@ -34,7 +35,10 @@ void for_each_piece(Tokens text, const std::vector<TokenId>& stop_ids, Act&& act
 }  // namespace
 
 DraftCache::DraftCache(std::size_t max_bytes)
-    : max_bytes_(max_bytes), log_meter_(log_share(max_bytes)), table_meter_(max_bytes - log_share(max_bytes)) {
+    : max_bytes_(max_bytes),
+      log_meter_(log_share(max_bytes)),
+      table_meter_(max_bytes - log_share(max_bytes) - recycled_share(max_bytes)),
+      recycled_meter_(recycled_share(max_bytes)) {
   if (max_bytes < kMinBytes) throw std::invalid_argument("max_bytes must be at least 65536 (64 KiB)");
 }
 
@@ -131,6 +135,20 @@ void DraftCache::make_way_in_log(std::size_t num_bytes) {
   }
 }
 
+// A namespace that may not grow though it holds less than its share takes the place of the largest one: what is recycled
+// is soon there again.
+void DraftCache::make_way_in_recycled(const Namespace& target) {
+  const std::size_t free = recycled_meter_.limit() - recycled_meter_.used();
+  const auto spaces = all();
+  if (free > 2 * target.recycled.num_bytes() || target.recycled.num_bytes() > recycled_meter_.limit() / (4 * spaces.size())) {
+    return;
+  }
+  const auto largest = *std::max_element(spaces.begin(), spaces.end(), [](const auto& a, const auto& b) {
+    return a->recycled.num_bytes() < b->recycled.num_bytes();
+  });
+  if (largest.get() != &target) largest->recycled.clear();
+}
+
 void DraftCache::clear(const std::string& space) {
   if (const auto target = find(space)) {
     const std::lock_guard writing(target->writer);
@@ -214,7 +232,7 @@ std::shared_ptr<Namespace> DraftCache::make_namespace(const std::string& space) 
   for (int attempt = 0; attempt < 8; ++attempt) {
     if (table_meter_.try_charge(cost)) {
       try {
-        return std::make_shared<Namespace>(table_meter_, log_meter_);
+        return std::make_shared<Namespace>(table_meter_, log_meter_, recycled_meter_);
       } catch (...) {
         table_meter_.release(cost);
         if (attempt == 7) throw;

@@ -4,7 +4,7 @@
 // a time. Within a namespace writers take turns, sequence by sequence; readers are held up only while a segment of a
 // few thousand contexts is being changed.
 //
-// Memory: the tables and the logs each have a share of the bound. When the logs are full the oldest sequence of the
+// Memory: tables, logs and what is recycled each have a share of the bound. When the logs are full the oldest sequence of the
 // largest one is forgotten; when the tables are, the contexts that matter least are evicted.
 #pragma once
 
@@ -62,7 +62,7 @@ class DraftCache : public std::enable_shared_from_this<DraftCache> {
   std::vector<std::string> namespaces() const;
 
   std::size_t max_bytes() const { return max_bytes_; }
-  std::size_t num_bytes() const { return table_meter_.used() + log_meter_.used(); }
+  std::size_t num_bytes() const { return table_meter_.used() + log_meter_.used() + recycled_meter_.used(); }
   std::size_t num_request_bytes() const { return request_meter_.used(); }
   std::size_t num_tokens() const;
   std::size_t num_contexts() const;
@@ -83,10 +83,12 @@ class DraftCache : public std::enable_shared_from_this<DraftCache> {
   void shrink_largest(const Namespace* except, std::size_t num_bytes);
   void make_way_in_tables(Namespace& target, std::size_t num_tokens);
   void make_way_in_log(std::size_t num_bytes);
+  void make_way_in_recycled(const Namespace& target);
 
   const std::size_t max_bytes_;
   MemoryMeter log_meter_;
   MemoryMeter table_meter_;
+  MemoryMeter recycled_meter_;
   MemoryMeter request_meter_;
   const std::shared_ptr<MixingModel> mixing_ = std::make_shared<MixingModel>();  // a fixed size, outside the bound
   std::atomic<std::int64_t> vocab_size_{0};

@@ -18,7 +18,7 @@ constexpr std::size_t kContextsPerToken = 5;
 
 constexpr std::size_t kRecycledOrder = kShapes[kNumRecycledShapes - 1].length;
 
-// A request of some thousand steps fills that.
+// So much holds 200,000 contexts; a request of thousands of steps over large trees fills that.
 constexpr std::size_t kMaxRecycledBytes = std::size_t{16} << 20;
 
 // A draft made before it was known that the text would go on with `tokens`.
@@ -158,6 +158,7 @@ DraftSession::DraftSession(std::shared_ptr<DraftCache> cache, std::shared_ptr<Na
       stop_ids_(std::move(stop_ids)),
       corpora_(std::move(corpora)),
       options_(options),
+      generation_(shared_->recycled.generation()),
       own_(std::make_unique<Own>(cache_->request_meter_, cache_->mixing_, prompt, predicted)) {}
 
 DraftSession::~DraftSession() { end(false); }
@@ -270,11 +271,28 @@ void DraftSession::end(bool commit) {
   const auto own = std::move(own_);
   own->reader.reset();
   if (commit) learn(*own);
-  if (commit) shared_->recycled.merge(own->recycled);
+  if (commit && options_.recycles) share_recycled(*own);
   if (commit) cache_->learn(Tokens(own->text).subspan(own->num_prompt), stop_ids_, space_, request_);
   shared_.reset();
   corpora_.clear();
   cache_->forget_if_empty(space_);
+}
+
+// What was found likely behind the output, by contexts that do not reach back into the prompt: of the prompt, and of drafts
+// that came to nothing, others learn nothing.
+void DraftSession::share_recycled(const Own& own) {
+  cache_->make_way_in_recycled(*shared_);
+  const Tokens output = Tokens(own.text).subspan(own.num_prompt);
+  shared_->recycled.take(generation_, [&](auto&& put) {
+    for (std::size_t length = 1; length <= output.size(); ++length) {
+      ContextHashes hashes;
+      hash_contexts(output.data() + length, length, hashes);
+      const std::size_t count = std::min<std::size_t>(hashes.num_dense, kNumRecycledShapes);
+      for (std::size_t shape = 0; shape < count; ++shape) {
+        if (const TopTokens* top = own.recycled.find(hashes.values[shape])) put(hashes.values[shape], *top);
+      }
+    }
+  });
 }
 
 std::size_t DraftSession::num_bytes() const {

@@ -64,6 +64,7 @@ class DraftSession {
   Own& running();
   void learn(Own& own);
   bool is_stop(TokenId token) const;
+  void share_recycled(const Own& own);
   // With what the last forward found likely for drafts, without it for lessons: it knows what they are about.
   enum class Recycled { kAll, kKnownBefore };
   DraftSources sources(const Own& own, Recycled recycled) const;
@@ -75,6 +76,7 @@ class DraftSession {
   std::vector<TokenId> stop_ids_;
   Corpora corpora_;
   const DraftOptions options_;
+  const std::uint32_t generation_;  // of what is recycled, when the request began
   std::unique_ptr<Own> own_;
   bool was_prepared_ = false;
   std::atomic_flag is_in_use_;

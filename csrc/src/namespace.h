@@ -20,8 +20,8 @@ struct LearnedSequence {
 };
 
 struct Namespace {
-  Namespace(MemoryMeter& table_meter, MemoryMeter& log_meter)
-      : table(table_meter, true), log(log_meter), recycled(table_meter, table_meter.limit() / kRecycledShare) {}
+  Namespace(MemoryMeter& table_meter, MemoryMeter& log_meter, MemoryMeter& recycled_meter)
+      : table(table_meter, true), log(log_meter), recycled(recycled_meter) {}
 
   // Hold `writer` for all of these.
   // Learns one sequence; the log's oldest ones make room. False, and nothing learned, if that was not enough.
@@ -37,14 +37,12 @@ struct Namespace {
   std::mutex writer;  // held by whoever changes the table or the log, or reads the log
   ContextTable table;
   TokenLog log;
-  SharedRecycledTable recycled;  // has a lock of its own
+  SharedRecycledTable recycled;  // has locks of its own; not owed to the log, and forgotten whole
 
   // The name's own cost, charged with the tables: this, its place in the map, and the string.
   static std::size_t cost(const std::string& name) { return sizeof(Namespace) + name.size() + 96; }
 
  private:
-  static constexpr std::size_t kRecycledShare = 16;  // of the tables' memory, at most
-
   std::size_t forget(TokenLog::Age age);
 };
 

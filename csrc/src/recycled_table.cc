@@ -7,86 +7,118 @@ namespace pia {
 
 namespace {
 
-constexpr std::size_t kFirstBuckets = 64;
+constexpr std::size_t kFirstBuckets = 16;
 
 }  // namespace
 
-void RecycledTable::put(std::uint64_t hash, const TopTokens& top) {
-  if (buckets_.empty() && !grow()) return;
-  while (!try_put(hash, top)) {
-    if (grow()) continue;
-    Bucket& bucket = const_cast<Bucket&>(bucket_of(hash));
-    const std::size_t victim = hash >> 62;
-    bucket.hashes[victim] = hash;
-    bucket.entries[victim] = top;
-    return;
+const TopTokens* RecycledTable::find(std::uint64_t hash) const {
+  if (buckets_.empty()) return nullptr;
+  for (const std::size_t at : places(hash, buckets_.size())) {
+    const Bucket& bucket = buckets_[at];
+    for (std::size_t i = 0; i < kBucketSize; ++i) {
+      if (bucket.hashes[i] == hash) return &bucket.entries[i];
+    }
   }
+  return nullptr;
 }
 
-// False if the context's bucket is full.
-bool RecycledTable::try_put(std::uint64_t hash, const TopTokens& top) {
-  Bucket& bucket = const_cast<Bucket&>(bucket_of(hash));
-  std::size_t at = kBucketSize;
-  for (std::size_t i = kBucketSize; i-- > 0;) {
-    if (bucket.hashes[i] == hash) {
-      at = i;
-      break;
+void RecycledTable::put(std::uint64_t hash, const TopTokens& top) {
+  if (is_due()) adopt(grown());
+  put_without_growing(hash, top);
+}
+
+void RecycledTable::put_without_growing(std::uint64_t hash, const TopTokens& top) {
+  if (buckets_.empty() || place(buckets_, hash, top, num_entries_)) return;
+  Bucket& bucket = buckets_[places(hash, buckets_.size())[0]];
+  const std::size_t victim = hash >> 62;
+  bucket.hashes[victim] = hash;
+  bucket.entries[victim] = top;
+}
+
+// Where the context lies already, or else where there is room; false if there is none.
+bool RecycledTable::place(Buckets& buckets, std::uint64_t hash, const TopTokens& top, std::size_t& num_entries) {
+  Bucket* free = nullptr;
+  std::size_t at_free = 0;
+  for (const std::size_t at : places(hash, buckets.size())) {
+    Bucket& bucket = buckets[at];
+    for (std::size_t i = 0; i < kBucketSize; ++i) {
+      if (bucket.hashes[i] == hash) {
+        bucket.entries[i] = top;
+        return true;
+      }
+      if (!free && bucket.hashes[i] == kNone) {
+        free = &bucket;
+        at_free = i;
+      }
     }
-    if (bucket.hashes[i] == kNone) at = i;
   }
-  if (at == kBucketSize) return false;
-  bucket.hashes[at] = hash;
-  bucket.entries[at] = top;
+  if (!free) return false;
+  free->hashes[at_free] = hash;
+  free->entries[at_free] = top;
+  ++num_entries;
   return true;
 }
 
-// Doubles the table; false, and nothing changed, if it may not. What finds its new bucket full is dropped: contexts whose
-// hashes agree in so many bits are rare.
-bool RecycledTable::grow() {
+// The same contexts in twice the room; nothing if there is no such room. The few that find both buckets full are dropped.
+RecycledTable::Buckets RecycledTable::grown() const {
   const std::size_t count = buckets_.empty() ? kFirstBuckets : 2 * buckets_.size();
-  const std::size_t bytes = (count - buckets_.size()) * sizeof(Bucket);
-  if (count * sizeof(Bucket) > max_bytes_ || !meter_.try_charge(bytes)) return false;
-  std::vector<Bucket> old;
+  const std::size_t bytes = count * sizeof(Bucket);
+  if (bytes > max_bytes_ || !meter_.try_charge(bytes)) return {};
   try {
-    old = std::exchange(buckets_, std::vector<Bucket>(count));
+    Buckets bigger(count);
+    std::size_t num_entries = 0;
+    for (const Bucket& bucket : buckets_) {
+      for (std::size_t i = 0; i < kBucketSize; ++i) {
+        if (bucket.hashes[i] != kNone) place(bigger, bucket.hashes[i], bucket.entries[i], num_entries);
+      }
+    }
+    return bigger;
   } catch (const std::bad_alloc&) {
     meter_.release(bytes);
-    return false;
+    return {};
   }
-  for (const Bucket& bucket : old) {
-    for (std::size_t i = 0; i < kBucketSize; ++i) {
-      if (bucket.hashes[i] != kNone) try_put(bucket.hashes[i], bucket.entries[i]);
-    }
+}
+
+void RecycledTable::adopt(Buckets&& bigger) {
+  if (bigger.empty()) return;
+  meter_.release(num_bytes());
+  buckets_ = std::move(bigger);
+  num_entries_ = 0;
+  for (const Bucket& bucket : buckets_) {
+    num_entries_ += static_cast<std::size_t>(
+        std::count_if(bucket.hashes.begin(), bucket.hashes.end(), [](std::uint64_t hash) { return hash != kNone; }));
   }
-  return true;
 }
 
 void RecycledTable::merge(const RecycledTable& other) {
-  other.for_each([this](std::uint64_t hash, const TopTokens& top) { put(hash, top); });
+  for (const Bucket& bucket : other.buckets_) {
+    for (std::size_t i = 0; i < kBucketSize; ++i) {
+      if (bucket.hashes[i] != kNone) put(bucket.hashes[i], bucket.entries[i]);
+    }
+  }
 }
 
 void RecycledTable::clear() {
   meter_.release(num_bytes());
   buckets_ = {};
+  num_entries_ = 0;
 }
 
 void RecycledTable::wipe() {
   for (Bucket& bucket : buckets_) bucket.hashes.fill(kNone);
+  num_entries_ = 0;
 }
 
 bool RecycledTable::is_sound() const {
+  std::size_t num_entries = 0;
   for (const Bucket& bucket : buckets_) {
     for (std::size_t i = 0; i < kBucketSize; ++i) {
-      const std::uint64_t hash = bucket.hashes[i];
-      if (hash != kNone && (&bucket_of(hash) != &bucket || find(hash) != &bucket.entries[i])) return false;
+      if (bucket.hashes[i] == kNone) continue;
+      if (find(bucket.hashes[i]) != &bucket.entries[i]) return false;
+      ++num_entries;
     }
   }
-  return true;
-}
-
-bool SharedRecycledTable::is_sound() const {
-  const SharedGuard guard(&lock_);
-  return table_.is_sound();
+  return num_entries == num_entries_;
 }
 
 bool SharedRecycledTable::find(std::uint64_t hash, TopTokens& top) const {
@@ -96,17 +128,26 @@ bool SharedRecycledTable::find(std::uint64_t hash, TopTokens& top) const {
   return found != nullptr;
 }
 
-// Entry by entry, so that readers wait for none but a growth.
-void SharedRecycledTable::merge(const RecycledTable& other) {
-  other.for_each([this](std::uint64_t hash, const TopTokens& top) {
-    const UniqueGuard guard(&lock_);
-    table_.put(hash, top);
-  });
+// Readers are kept out for one entry, or for as long as it takes to hand over a table that has grown.
+void SharedRecycledTable::put(std::uint64_t hash, const TopTokens& top) {
+  RecycledTable::Buckets bigger = table_.is_due() ? table_.grown() : RecycledTable::Buckets{};
+  const UniqueGuard guard(&lock_);
+  table_.adopt(std::move(bigger));
+  table_.put_without_growing(hash, top);
+  num_bytes_.store(table_.num_bytes(), std::memory_order_relaxed);
 }
 
 void SharedRecycledTable::clear() {
+  const std::lock_guard writing(writer_);
+  generation_.fetch_add(1, std::memory_order_release);
   const UniqueGuard guard(&lock_);
   table_.clear();
+  num_bytes_.store(0, std::memory_order_relaxed);
+}
+
+bool SharedRecycledTable::is_sound() const {
+  const SharedGuard guard(&lock_);
+  return table_.is_sound();
 }
 
 }  // namespace pia

@@ -4,11 +4,14 @@
 // Every forward yields these for each token it is fed, for free; so drafts can go on where nothing was ever written
 // (Token Recycling, Luo et al. 2024, arXiv 2408.08696, which keeps them by the last token).
 //
-// Buckets of a few entries, so that a full table forgets what lies in a new entry's way and nothing else. For one thread
-// at a time, or behind `SharedRecycledTable`'s lock.
+// Buckets of a few entries, two for each context to choose from, so that nine in ten places can be filled, and a table
+// that may not grow forgets what lies in a new entry's way and nothing else. For one thread at a time, or behind
+// `SharedRecycledTable`'s locks.
 #pragma once
 
 #include <algorithm>
+#include <atomic>
+#include <mutex>
 #include <vector>
 
 #include "context_hash.h"
@@ -50,22 +53,15 @@ struct TopTokens {
 class RecycledTable {
  public:
   // `max_bytes`: the table grows up to that; `meter` may refuse before.
-  RecycledTable(MemoryMeter& meter, std::size_t max_bytes) : meter_(meter), max_bytes_(max_bytes) {}
+  explicit RecycledTable(MemoryMeter& meter, std::size_t max_bytes = MemoryMeter::kUnlimited)
+      : meter_(meter), max_bytes_(max_bytes) {}
   ~RecycledTable() { clear(); }
   RecycledTable(const RecycledTable&) = delete;
   RecycledTable& operator=(const RecycledTable&) = delete;
 
   // Null if nothing is known of the context. Valid until the next change.
-  const TopTokens* find(std::uint64_t hash) const {
-    if (buckets_.empty()) return nullptr;
-    const Bucket& bucket = bucket_of(hash);
-    for (std::size_t i = 0; i < kBucketSize; ++i) {
-      if (bucket.hashes[i] == hash) return &bucket.entries[i];
-    }
-    return nullptr;
-  }
-
-  // Forgets what was known of the context before. Without memory, what lies in its way as well.
+  const TopTokens* find(std::uint64_t hash) const;
+  // Forgets what was known of the context before. In a table that may not grow, what lies in its way as well.
   void put(std::uint64_t hash, const TopTokens& top);
   // Takes over all that `other` knows.
   void merge(const RecycledTable& other);
@@ -73,50 +69,68 @@ class RecycledTable {
   // Forgets everything, and keeps the room for as much again.
   void wipe();
 
-  // Calls `act(hash, top)` for each context.
-  template <class Act>
-  void for_each(Act&& act) const {
-    for (const Bucket& bucket : buckets_) {
-      for (std::size_t i = 0; i < kBucketSize; ++i) {
-        if (bucket.hashes[i] != kNone) act(bucket.hashes[i], bucket.entries[i]);
-      }
-    }
-  }
-
   std::size_t num_bytes() const { return buckets_.size() * sizeof(Bucket); }
   // Whether every context lies where it is looked for, once.
   bool is_sound() const;
 
  private:
+  friend class SharedRecycledTable;
+
   static constexpr std::size_t kBucketSize = 4;
   static constexpr std::uint64_t kNone = 0;  // no context hashes to that, or hardly
   struct Bucket {
     std::array<std::uint64_t, kBucketSize> hashes{};
     std::array<TopTokens, kBucketSize> entries;
   };
+  using Buckets = std::vector<Bucket>;  // a power of two of them, or none
 
-  const Bucket& bucket_of(std::uint64_t hash) const { return buckets_[hash & (buckets_.size() - 1)]; }
-  bool try_put(std::uint64_t hash, const TopTokens& top);
-  bool grow();
+  // The two buckets in which a context may lie.
+  static std::array<std::size_t, 2> places(std::uint64_t hash, std::size_t count) {
+    return {hash & (count - 1), (hash >> 32) & (count - 1)};
+  }
+  static bool place(Buckets& buckets, std::uint64_t hash, const TopTokens& top, std::size_t& num_entries);
+
+  // Growing in two parts, of which the first changes nothing that readers see.
+  bool is_due() const { return 4 * num_entries_ >= 3 * kBucketSize * buckets_.size(); }
+  Buckets grown() const;
+  void adopt(Buckets&& bigger);
+  void put_without_growing(std::uint64_t hash, const TopTokens& top);
 
   MemoryMeter& meter_;
   const std::size_t max_bytes_;
-  std::vector<Bucket> buckets_;  // a power of two
+  Buckets buckets_;
+  std::size_t num_entries_ = 0;
 };
 
 // One that many threads read while others take turns to write.
 class SharedRecycledTable {
  public:
-  SharedRecycledTable(MemoryMeter& meter, std::size_t max_bytes) : table_(meter, max_bytes) {}
+  explicit SharedRecycledTable(MemoryMeter& meter) : table_(meter) {}
 
   bool find(std::uint64_t hash, TopTokens& top) const;
-  bool is_sound() const;
-  void merge(const RecycledTable& other);
+  // Takes what was found likely in an output, unless something was forgotten since `generation`: who drafted from what is
+  // forgotten might bring it back.
+  template <class Each>
+  void take(std::uint32_t generation, Each&& for_each) {
+    const std::lock_guard writing(writer_);
+    if (generation != this->generation()) return;
+    for_each([this](std::uint64_t hash, const TopTokens& top) { put(hash, top); });
+  }
   void clear();
 
+  // Becomes another one with each `clear`.
+  std::uint32_t generation() const { return generation_.load(std::memory_order_acquire); }
+  std::size_t num_bytes() const { return num_bytes_.load(std::memory_order_relaxed); }
+  bool is_sound() const;
+
  private:
+  void put(std::uint64_t hash, const TopTokens& top);
+
+  std::mutex writer_;
   mutable RwSpinLock lock_;
   RecycledTable table_;
+  std::atomic<std::uint32_t> generation_{0};
+  std::atomic<std::size_t> num_bytes_{0};
 };
 
 }  // namespace pia
