@@ -140,9 +140,8 @@ void DraftCache::make_way_in_log(std::size_t num_bytes) {
 void DraftCache::make_way_in_recycled(const Namespace& target) {
   const std::size_t free = recycled_meter_.limit() - recycled_meter_.used();
   const auto spaces = all();
-  if (free > 2 * target.recycled.num_bytes() || target.recycled.num_bytes() > recycled_meter_.limit() / (4 * spaces.size())) {
-    return;
-  }
+  const std::size_t share = recycled_meter_.limit() / spaces.size();
+  if (free >= target.recycled.next_bytes() || target.recycled.next_bytes() > share) return;
   const auto largest = *std::max_element(spaces.begin(), spaces.end(), [](const auto& a, const auto& b) {
     return a->recycled.num_bytes() < b->recycled.num_bytes();
   });

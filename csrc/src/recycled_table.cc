@@ -5,12 +5,6 @@
 
 namespace pia {
 
-namespace {
-
-constexpr std::size_t kFirstBuckets = 16;
-
-}  // namespace
-
 const TopTokens* RecycledTable::find(std::uint64_t hash) const {
   if (buckets_.empty()) return nullptr;
   for (const std::size_t at : places(hash, buckets_.size())) {
@@ -61,11 +55,10 @@ bool RecycledTable::place(Buckets& buckets, std::uint64_t hash, const TopTokens&
 
 // The same contexts in twice the room; nothing if there is no such room. The few that find both buckets full are dropped.
 RecycledTable::Buckets RecycledTable::grown() const {
-  const std::size_t count = buckets_.empty() ? kFirstBuckets : 2 * buckets_.size();
-  const std::size_t bytes = count * sizeof(Bucket);
+  const std::size_t bytes = next_bytes();
   if (bytes > max_bytes_ || !meter_.try_charge(bytes)) return {};
   try {
-    Buckets bigger(count);
+    Buckets bigger(bytes / sizeof(Bucket));
     std::size_t num_entries = 0;
     for (const Bucket& bucket : buckets_) {
       for (std::size_t i = 0; i < kBucketSize; ++i) {
@@ -134,7 +127,12 @@ void SharedRecycledTable::put(std::uint64_t hash, const TopTokens& top) {
   const UniqueGuard guard(&lock_);
   table_.adopt(std::move(bigger));
   table_.put_without_growing(hash, top);
+  book();
+}
+
+void SharedRecycledTable::book() {
   num_bytes_.store(table_.num_bytes(), std::memory_order_relaxed);
+  next_bytes_.store(table_.next_bytes(), std::memory_order_relaxed);
 }
 
 void SharedRecycledTable::clear() {
@@ -142,7 +140,7 @@ void SharedRecycledTable::clear() {
   generation_.fetch_add(1, std::memory_order_release);
   const UniqueGuard guard(&lock_);
   table_.clear();
-  num_bytes_.store(0, std::memory_order_relaxed);
+  book();
 }
 
 bool SharedRecycledTable::is_sound() const {

@@ -70,6 +70,8 @@ class RecycledTable {
   void wipe();
 
   std::size_t num_bytes() const { return buckets_.size() * sizeof(Bucket); }
+  // What it will take when it grows.
+  std::size_t next_bytes() const { return std::max(kFirstBuckets, 2 * buckets_.size()) * sizeof(Bucket); }
   // Whether every context lies where it is looked for, once.
   bool is_sound() const;
 
@@ -77,6 +79,7 @@ class RecycledTable {
   friend class SharedRecycledTable;
 
   static constexpr std::size_t kBucketSize = 4;
+  static constexpr std::size_t kFirstBuckets = 16;
   static constexpr std::uint64_t kNone = 0;  // no context hashes to that, or hardly
   struct Bucket {
     std::array<std::uint64_t, kBucketSize> hashes{};
@@ -105,7 +108,7 @@ class RecycledTable {
 // One that many threads read while others take turns to write.
 class SharedRecycledTable {
  public:
-  explicit SharedRecycledTable(MemoryMeter& meter) : table_(meter) {}
+  explicit SharedRecycledTable(MemoryMeter& meter) : table_(meter) { book(); }
 
   bool find(std::uint64_t hash, TopTokens& top) const;
   // Takes what was found likely in an output, unless something was forgotten since `generation`: who drafted from what is
@@ -121,16 +124,19 @@ class SharedRecycledTable {
   // Becomes another one with each `clear`.
   std::uint32_t generation() const { return generation_.load(std::memory_order_acquire); }
   std::size_t num_bytes() const { return num_bytes_.load(std::memory_order_relaxed); }
+  std::size_t next_bytes() const { return next_bytes_.load(std::memory_order_relaxed); }
   bool is_sound() const;
 
  private:
   void put(std::uint64_t hash, const TopTokens& top);
+  void book();
 
   std::mutex writer_;
   mutable RwSpinLock lock_;
   RecycledTable table_;
   std::atomic<std::uint32_t> generation_{0};
   std::atomic<std::size_t> num_bytes_{0};
+  std::atomic<std::size_t> next_bytes_{0};
 };
 
 }  // namespace pia

@@ -28,7 +28,7 @@ class JacobiConfig:
     """Tokens of an n-gram (N), its first token included: an accepted one yields up to N tokens at once."""
 
     max_ngrams: int | None = 15
-    """N-grams kept for each first token (G), and so verified at a step; `None` for any number."""
+    """N-grams kept for each first token (G), and so verified at a step; `None` for as many as 256."""
 
     pool_from_prompt: bool = False
     """The pool begins with the prompt's n-grams, and takes those of the text that is generated."""
@@ -126,7 +126,10 @@ class LookaheadConfig:
         if not isinstance(self.jacobi, (bool, JacobiConfig)):
             raise UnsupportedOptionError(f"jacobi must be True, False or a JacobiConfig, got {self.jacobi!r}")
         if not (self.sources or self.jacobi) or not set(self.sources) <= set(SOURCES):
-            raise UnsupportedOptionError(f"sources must be one or more of {', '.join(SOURCES)}, got {self.sources!r}")
+            raise UnsupportedOptionError(
+                f"sources must be one or more of {', '.join(SOURCES)}, got {self.sources!r}; "
+                "none at all is for a Jacobi window alone (jacobi=True, --jacobi)"
+            )
 
     @classmethod
     def of(cls, **options: Any) -> LookaheadConfig:

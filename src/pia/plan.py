@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 from pia.config import JacobiConfig, LookaheadConfig
 from pia.drafting.budget import BudgetPolicy, Calibrator, CostCurve
@@ -95,7 +95,7 @@ class Plan:
         how = "as far as it pays" if self.curve is not None else "at every step"
         return f"; Jacobi window of {self.jacobi.window_size} columns of {self.jacobi.ngram_size}-grams, {how}"
 
-    @property
+    @cached_property
     def jacobi(self) -> JacobiConfig | None:
         """The Jacobi window of this call's requests, if there is one: it is a tree, and lives in drafts."""
         wanted = self.config.jacobi

@@ -193,11 +193,14 @@ def recorded(
 
 
 def _joined(parts: Sequence[TopTokens], length: int) -> TopTokens | None:
-    """The likeliest tokens of an output's first `length` places, from those of its steps; none of broken logits."""
+    """The likeliest tokens of an output's first `length` places, from those of its steps.
+
+    None where logits were broken, or fewer tokens than that were possible at all.
+    """
     if not parts:
         return None
     ids, probs = (np.concatenate(arrays)[:length] for arrays in zip(*parts, strict=True))
-    return TopTokens(ids, probs) if np.isfinite(probs).all() else None
+    return TopTokens(ids, probs) if (ids >= 0).all() and np.isfinite(probs).all() else None
 
 
 def record_rows(

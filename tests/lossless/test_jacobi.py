@@ -187,3 +187,25 @@ def test_without_trees_there_is_no_window(llama, options):
 def test_options_are_checked(options):
     with pytest.raises(UnsupportedOptionError, match=r"jacobi|sources"):
         pia.Lookahead(**options)
+
+
+@pytest.mark.parametrize("sources", [(), ("cache", "recycled")], ids=["alone", "mixed"])
+def test_broken_logits_break_no_window(sources):
+    """Plain decoding goes on from rows that are not numbers, so a window must."""
+    model = tiny_model("llama")
+    prompt = prompts(1, seed=8)[0]
+    call = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None}
+
+    def spoil(module, args, output):
+        output.logits[:, -1] = float("nan")
+
+    hook = model.register_forward_hook(spoil)
+    try:
+        expected = model.generate(prompt, **call)
+        window = pia.JacobiConfig(window_size=3, ngram_size=3)
+        lookahead = pia.Lookahead(jacobi=window, sources=sources, budget=4, self_check=False)
+        model.generate(prompt, custom_generate=lookahead, **call)
+        assert lookahead.last_stats.num_window > 0
+    finally:
+        hook.remove()
+    assert expected.shape[1] == prompt.shape[1] + 20

@@ -166,6 +166,64 @@ def test_what_makes_no_sense_is_refused():
         session.recycle(ROOT, likely([5, 6]))
 
 
+def test_others_learn_nothing_of_a_prompt():
+    """Drafts made of the prompt are recycled for the request itself, and for nobody else."""
+    cache = DraftCache()
+    session = cache.begin([1, 60, 61, 62], sources=ALONE)
+    session.recycle(DraftTree.chain([60]), likely([60, 5], [61, 6]))  # what the model says behind the prompt's words
+    session.observe([7])
+    session.recycle(ROOT, likely([8, 9]))
+    session.observe([8])
+    session.end(commit=True)
+    assert paths(cache.begin([60], sources=ALONE).propose(8)) == set()
+    assert paths(cache.begin([62], sources=ALONE).propose(8)) == set()
+    assert (8,) in paths(cache.begin([7], sources=ALONE).propose(8))
+
+
+def test_what_was_forgotten_does_not_come_back_by_way_of_a_request_under_way():
+    cache = DraftCache()
+    under_way = cache.begin([1], sources=ALONE)
+    under_way.observe([5])
+    under_way.recycle(ROOT, likely([40, 41]))
+    under_way.observe([40])
+    cache.clear()
+    under_way.end(commit=True)
+    assert paths(cache.begin([5], sources=ALONE).propose(8)) == set()
+
+
+def test_namespaces_share_one_bound_fairly():
+    cache = DraftCache(max_bytes=1 << 20)
+    rng = np.random.default_rng(2)
+    for number in range(12):
+        for _ in range(4):
+            session = cache.begin([1], sources=ALONE, namespace=f"tenant {number}")
+            for token in rng.integers(0, 30_000, 300).tolist():
+                session.recycle(ROOT, likely([token, token + 1]))
+                session.observe([token])
+            session.end(commit=True)
+        assert cache.memory_usage <= cache.max_bytes
+    session = cache.begin([1], sources=("cache", "recycled"), namespace="late")
+    for token in [50, 51, 52] * 3:
+        session.recycle(ROOT, likely([token, 99]))
+        session.observe([token])
+    session.end(commit=True)
+    for source, continuation in (("cache", 51), ("recycled", 99)):
+        tree = cache.begin([50], sources=[source], namespace="late").propose(8, max_depth=1)
+        assert (continuation,) in paths(tree), source
+    cache.check_integrity()
+
+
+def test_tables_are_filled_before_they_grow():
+    session = DraftCache().begin([1], sources=ALONE)
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        nodes = rng.integers(0, 5000, 16).tolist()
+        session.recycle(DraftTree.chain(nodes), likely(*rng.integers(0, 5000, (17, 3)).tolist()))
+        session.observe(nodes[:1])
+    # some 9,000 contexts of 48 bytes, and no more than three times the room for them
+    assert session._core.num_bytes < 3 * 9000 * 48
+
+
 @pytest.mark.parametrize("sources", [(), ("trie",), ("cache", "recyled"), "none"])
 def test_unknown_sources_are_refused(sources):
     with pytest.raises(UnsupportedOptionError, match="sources must be one or more of cache, recycled"):

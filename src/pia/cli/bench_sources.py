@@ -52,14 +52,20 @@ def run_comparison(args: argparse.Namespace, decoding: dict[str, Any]) -> int:
         args: the command line.
         decoding: arguments of `generate` that say how tokens are chosen.
     """
+    from pia.bench.source_comparison import WORST_TEMPERATURE
     from pia.cli.bench_cases import model_cases
 
     _check(args)
     results = []
     for case in model_cases(args, decoding):
-        results.append(_compare(case, args))
+        result = _compare(case, args)
         if not args.json:
-            _show(results[-1])
+            _show(result)
+        if not result["is_sampled"]:
+            result["worst_case"] = _worst_case(case, args)
+            if not args.json:
+                _show_table(f"text drawn at temperature {WORST_TEMPERATURE:g}", result["worst_case"])
+        results.append(result)
     print(json.dumps(results[0] if len(results) == 1 else {**results[0], "cases": results}))
     return 0
 
@@ -77,19 +83,23 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _compare(case: BenchCase, args: argparse.Namespace) -> dict[str, Any]:
-    """The figures of a prompt set, and of text that nothing can foresee."""
+    """The figures of a prompt set."""
     from pia.bench.machine import describe_machine
-    from pia.bench.source_comparison import BUDGETS, WORST_TEMPERATURE
+    from pia.bench.source_comparison import BUDGETS
 
     workload = case.workload
     about = {"model": case.model_name, "prompt_set": case.prompt_set, "machine": describe_machine(workload.model)}
-    result = {**about, **_measure(workload, args, args.budgets or BUDGETS)}
-    if workload.options.get("do_sample"):
-        return result
+    return {**about, **_measure(workload, args, args.budgets or BUDGETS)}
+
+
+def _worst_case(case: BenchCase, args: argparse.Namespace) -> dict[str, Any]:
+    """The figures of text that nothing can foresee."""
+    from pia.bench.source_comparison import WORST_TEMPERATURE
+
+    workload, most = case.workload, slice(0, _WORST_PROMPTS)
     drawn = {"do_sample": True, "temperature": WORST_TEMPERATURE}
-    most = slice(0, _WORST_PROMPTS)
     hot = replace(workload, prompts=workload.prompts[most], max_new_tokens=workload.max_new_tokens[most], options=drawn)
-    return {**result, "worst_case": {"temperature": WORST_TEMPERATURE, **_measure(hot, args, ["auto"])}}
+    return {"temperature": WORST_TEMPERATURE, **_measure(hot, args, ["auto"])}
 
 
 def _measure(workload: Workload, args: argparse.Namespace, budgets: Sequence[Budget]) -> dict[str, Any]:
@@ -106,12 +116,18 @@ def _measure(workload: Workload, args: argparse.Namespace, budgets: Sequence[Bud
     return comparison.result(workload, report)
 
 
+def _show_table(title: str, result: Mapping[str, Any]) -> None:
+    from pia.cli.terminal import new_console
+
+    new_console().print(_table(title, result), highlight=False)
+
+
 def _show(result: Mapping[str, Any]) -> None:
     from pia.bench.machine import machine_line
     from pia.cli.terminal import new_console
 
     console = new_console()
-    console.print(_table(f"{result['model']}, {result['prompt_set']}", result), highlight=False)
+    _show_table(f"{result['model']}, {result['prompt_set']}", result)
     for name, against in result["mix_over_best"].items():
         mix = result["contenders"][name]
         console.print(
@@ -119,9 +135,6 @@ def _show(result: Mapping[str, Any]) -> None:
             f"source ({against['best']}), {against['speed']:.2f} x the speed of the fastest ({against['fastest']}).",
             markup=False,
         )
-    if "worst_case" in result:
-        worst = result["worst_case"]
-        console.print(_table(f"text drawn at temperature {worst['temperature']:g}", worst), highlight=False)
     start = "each prompt" if result["forgets"] else "each round"
     console.print(
         f"The cache is empty at the start of {start}. nodes, window: fed a forward; by source: accepted a forward.",

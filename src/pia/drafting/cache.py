@@ -53,7 +53,8 @@ class DraftCache:
     sequences that it remembers; when memory for these is spent, the oldest are forgotten. As long as no contexts had to
     be evicted, forgetting is exact: context by context, the cache becomes the one that never learned them. (But for
     contexts of more than 255 different continuations, which keep the most frequent.) After evictions others' counts may
-    suffer, but nothing is left of what was forgotten, either way.
+    suffer, but nothing is left of what was forgotten, either way. What was recycled of the model's logits (see `begin`)
+    is kept by namespace alone: any `forget` or `clear` drops all of it.
 
     Args:
         max_bytes: Bound of the shared memory. Beyond it the least useful contexts are evicted.

@@ -15,13 +15,15 @@ from pia.drafting.token_ids import as_token_ids
 from pia.drafting.top_tokens import TopTokens
 from pia.drafting.tree import DraftTree
 
+_ANY_NUMBER = 256
+"""N-grams by one first token where no number is given: all of them are looked at each time."""
 _CAPACITY = 1 << 16
 """N-grams that a request's pool holds at most."""
 
 
 def new_pool(config: JacobiConfig) -> _core.NgramPool:
     """An empty pool of the configured size."""
-    return _core.NgramPool.create(config.ngram_size, config.max_ngrams or 0, _CAPACITY)
+    return _core.NgramPool.create(config.ngram_size, config.max_ngrams or _ANY_NUMBER, _CAPACITY)
 
 
 class JacobiSession:
@@ -86,7 +88,7 @@ class JacobiSession:
         To be told before the step's tokens are, for they move the root on.
         """
         if self._window is not None and self._window.is_fed:
-            likeliest = top.ids[: len(fed) + 1, 0].tolist()
+            likeliest = top.ids[: len(fed) + 1, 0].clip(min=0).tolist()  # broken logits have no likeliest token
             self._made += self._window.update(self._recent[-1], likeliest[0], likeliest[1:])
         if self._recycling is not None and self._inner_top:
             self._recycling.recycle(fed, top)
