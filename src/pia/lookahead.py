@@ -222,9 +222,7 @@ class Lookahead:
     def _begin(self, plan: Plan, request: Request, predicted_ids: npt.NDArray[np.int32]) -> DraftSession:
         """A row's session: the draft cache's, with a window around it if there is one, or the window's alone."""
         pool = None if plan.jacobi is None else new_pool(plan.jacobi)
-        inner = (
-            self._begin_cached(plan.call, request, plan.config, predicted_ids, pool) if plan.config.sources else None
-        )
+        inner = self._begin_cached(plan, request, predicted_ids, pool) if plan.sources else None
         if plan.jacobi is None:
             return inner or NoDrafts()
         prompt = request.prompt_ids[0].cpu().numpy().astype(np.int32)
@@ -232,13 +230,12 @@ class Lookahead:
 
     def _begin_cached(
         self,
-        call: GenerateCall,
+        plan: Plan,
         request: Request,
-        config: LookaheadConfig,
         predicted_ids: npt.NDArray[np.int32],
         pool: NgramPool | None,
     ) -> DraftSession:
-        known, size = self.cache.vocab_size, vocab_size(call.model)
+        known, size = self.cache.vocab_size, vocab_size(plan.call.model)
         if known is not None and known > size:
             raise CacheMismatchError(
                 f"the draft cache knows {known} token ids and this model only {size}: it belongs to another tokenizer; "
@@ -261,9 +258,9 @@ class Lookahead:
         return self.cache.begin(
             prompt,
             stop_ids=request.stopping.eos_ids,
-            namespace=config.namespace,
-            corpora=config.corpora,
-            sources=config.sources,
+            namespace=plan.config.namespace,
+            corpora=plan.config.corpora,
+            sources=plan.sources,
             **extra,
         )
 

@@ -31,6 +31,10 @@ from pia.models.refill import RefillRunner
 from pia.models.runner import Runner, StockRunner
 from pia.models.static.graph_steps import StepsBusyError
 
+_LEAST_STEP_S = 0.0025
+"""Recycling does not pay where plain steps are shorter: looking through the logits and drafting from them costs some
+0.1 ms of the host's time a step, and wins a few per cent of the tokens (docs/LOG.md)."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -84,7 +88,11 @@ class Plan:
         if not self.capability.can_verify_chains:
             return self.capability.reason
         budget = f"budget by measured cost: {self.curve!r}" if self.curve else f"budget fixed at {self.config.budget}"
-        return f"{self.capability.reason}; {budget}{self._window_reason}"
+        return f"{self.capability.reason}; {budget}{self._sources_reason}{self._window_reason}"
+
+    @property
+    def _sources_reason(self) -> str:
+        return "; nothing is recycled: steps are too short for it" if self.sources != self.config.sources else ""
 
     @property
     def _window_reason(self) -> str:
@@ -94,6 +102,13 @@ class Plan:
             return "; no Jacobi window, which needs drafts and a model that verifies trees"
         how = "as far as it pays" if self.curve is not None else "at every step"
         return f"; Jacobi window of {self.jacobi.window_size} columns of {self.jacobi.ngram_size}-grams, {how}"
+
+    @cached_property
+    def sources(self) -> tuple[str, ...]:
+        """What drafts are made from: under the budget rule, only what the steps are long enough for."""
+        wanted = self.config.sources
+        is_short = self.curve is not None and self.curve.seconds[0] < _LEAST_STEP_S
+        return tuple(name for name in wanted if name != "recycled") if is_short and "cache" in wanted else wanted
 
     @cached_property
     def jacobi(self) -> JacobiConfig | None:
@@ -112,7 +127,7 @@ class Plan:
             self.curve,
             max_tree=self._largest_tree,
             num_rows=self.call.num_rows,
-            is_mixed=bool(self.config.sources),
+            is_mixed=bool(self.sources),
             worth=worth,
         )
 

@@ -2,8 +2,14 @@
 
 import pytest
 import torch
+from transformers.generation.stopping_criteria import MaxLengthCriteria, StoppingCriteriaList
 
 import pia
+from pia.decoding.drafter import Drafter
+from pia.decoding.request import Request, Stopping
+from pia.drafting.budget import CostCurve
+from pia.drafting.cache import DraftCache
+from pia.models.engine import eager_engine
 from toys import FAMILIES, prompts, tiny_model
 
 SOURCES = [("cache",), ("recycled",), ("cache", "recycled")]
@@ -52,3 +58,26 @@ def test_rows_of_a_batch_recycle_for_themselves(model):
     assert lookahead.last_stats.num_accepted > 0
     for text, row in zip(texts, together, strict=True):
         assert torch.equal(row[longest:], model.generate(text, **call)[0, text.shape[1] :])
+
+
+def test_the_shortest_steps_recycle_nothing(monkeypatch):
+    model = tiny_model("llama")
+    prompt = prompts(1, seed=6)[0]
+    for seconds, is_recycled in ((0.0001, False), (0.1, True)):
+        curve = CostCurve([1, 64], [seconds, seconds])
+        monkeypatch.setattr("pia.plan._engine_and_curve", lambda *_, curve=curve: (eager_engine("a test"), curve))
+        lookahead = pia.Lookahead()
+        for _ in range(2):
+            model.generate(prompt, custom_generate=lookahead, max_new_tokens=40, do_sample=False, eos_token_id=None)
+        assert ("recycled" in lookahead.last_stats.drafted_by_source) == is_recycled
+        assert ("nothing is recycled" in lookahead.last_stats.reason) != is_recycled
+
+
+def test_a_row_that_rests_asks_for_nothing():
+    drafter = Drafter(DraftCache().begin([1, 2], sources=("cache", "recycled")), max_depth=8)
+    request = Request(torch.tensor([[1, 2]]), Stopping(StoppingCriteriaList([MaxLengthCriteria(20)])))
+    assert drafter.num_top > 0
+    drafter.propose(request, 0)
+    assert drafter.num_top == 0
+    drafter.propose(request, 4)
+    assert drafter.num_top > 0

@@ -48,6 +48,7 @@ class Drafter:
         """What the source proposed at this step, before its size was chosen."""
         self.num_prepared = 0
         """Drafts that were made for what might come of this step."""
+        self._is_resting = False  # nothing is drafted for a while, since it did not pay
         self._lessons: list[tuple[DraftTree, int, list[int], int]] = []
         self._max_depth = max_depth
         self._shape = shape
@@ -60,6 +61,7 @@ class Drafter:
         depth = self._depth(request)
         self.proposed = _NO_DRAFT
         self.num_prepared = 0
+        self._is_resting = budget == 0
         if budget == 0 or depth <= 0:
             return
         tree = self.session.propose(min(budget, _MOST_NODES), depth)
@@ -81,13 +83,15 @@ class Drafter:
 
     @property
     def num_top(self) -> int:
-        """How many likeliest tokens of each place it wants to know; 0 for none."""
-        return self._recycling.num_top if self._recycling is not None else 0
+        """How many likeliest tokens of each place of this step it wants to know; 0 for none, as where it rests."""
+        if self._recycling is None or (self._is_resting and self._windowed is None):
+            return 0
+        return self._recycling.num_top
 
     def recycle(self, tree: DraftTree, top: TopTokens) -> None:
         """Hands on what the forward over `tree` found likely, before anything else is learned from it."""
-        if self._recycling is not None and self._recycling.num_top:
-            num_top = self._recycling.num_top  # a recording may have asked for more
+        num_top = self.num_top  # a recording may have asked for more
+        if self._recycling is not None and num_top:
             self._recycling.recycle(tree, top if top.num_each <= num_top else top.at(slice(None), num_top))
 
     @property
