@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,7 @@ def save_checkpoint(path: Path, content: dict[str, object]) -> None:
     os.replace(partial, path)
 
 
-class TrainingLoop:
+class TrainingLoop(ABC):
     """Trains a model on the batches of one epoch after the other, with checkpoints."""
 
     def __init__(self, args: argparse.Namespace, model: LlamaForCausalLM) -> None:
@@ -136,9 +137,9 @@ class TrainingLoop:
         if self.checkpoint.exists():
             self.resume()
 
+    @abstractmethod
     def epoch_batches(self, epoch: int) -> list[list[Row]]:
         """All batches of an epoch in training order: the same ones whenever asked, so that a run can go on."""
-        raise NotImplementedError
 
     def resume(self) -> None:
         """Goes back to the last checkpoint: weights, optimizers, random state and the place in the data."""

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+from abc import abstractmethod
 from collections.abc import Sequence
 
 from demo_generate import generate_answers
@@ -64,9 +65,9 @@ def looping_row(prompt: list[int], answer: list[int], *, threshold: float, penal
 class PenalisingLoop(TrainingLoop):
     """A training loop that knows the model's own answers; its options are also those of ``add_penalty_options``."""
 
+    @abstractmethod
     def own_prompts(self, rng: random.Random) -> list[list[int]]:
         """Token ids of the prompts that the model answers before an epoch."""
-        raise NotImplementedError
 
     def penalises(self, epoch: int) -> bool:
         """Whether repetitions are penalised in this epoch."""

@@ -21,6 +21,16 @@ constexpr std::size_t kRecycledOrder = kShapes[kNumRecycledShapes - 1].length;
 // So much holds 200,000 contexts; a request of thousands of steps over large trees fills that.
 constexpr std::size_t kMaxRecycledBytes = std::size_t{16} << 20;
 
+// Calls `act(hash)` for each context at the end of `text` by which likely tokens are kept.
+template <class Act>
+void for_each_recycled_context(Tokens text, Act&& act) {
+  ContextHashes hashes;
+  hash_contexts(text.data() + text.size(), text.size(), hashes);
+  for (const std::uint64_t hash : hashes.dense().first(std::min<std::size_t>(hashes.num_dense, kNumRecycledShapes))) {
+    act(hash);
+  }
+}
+
 // A draft made before it was known that the text would go on with `tokens`.
 struct Prepared {
   std::vector<TokenId> tokens;
@@ -73,10 +83,7 @@ struct DraftSession::Own {
       }
       for (std::size_t left = text.size(); left > 0 && recent.size() < kRecycledOrder;) recent.push_back(text[--left]);
       std::reverse(recent.begin(), recent.end());
-      ContextHashes hashes;
-      hash_contexts(recent.data() + recent.size(), recent.size(), hashes);
-      const std::size_t count = std::min<std::size_t>(hashes.num_dense, kNumRecycledShapes);
-      for (std::size_t shape = 0; shape < count; ++shape) fresh.put(hashes.values[shape], top[i]);
+      for_each_recycled_context(recent, [&](std::uint64_t hash) { fresh.put(hash, top[i]); });
     }
   }
 
@@ -285,12 +292,9 @@ void DraftSession::share_recycled(const Own& own) {
   const Tokens output = Tokens(own.text).subspan(own.num_prompt);
   shared_->recycled.take(generation_, [&](auto&& put) {
     for (std::size_t length = 1; length <= output.size(); ++length) {
-      ContextHashes hashes;
-      hash_contexts(output.data() + length, length, hashes);
-      const std::size_t count = std::min<std::size_t>(hashes.num_dense, kNumRecycledShapes);
-      for (std::size_t shape = 0; shape < count; ++shape) {
-        if (const TopTokens* top = own.recycled.find(hashes.values[shape])) put(hashes.values[shape], *top);
-      }
+      for_each_recycled_context(output.first(length), [&](std::uint64_t hash) {
+        if (const TopTokens* top = own.recycled.find(hash)) put(hash, *top);
+      });
     }
   });
 }

@@ -191,17 +191,10 @@ void NextTokenModel::gather_predicted(const PredictedOutput& predicted, const Pr
   for (std::size_t i = 0; i < state.num; ++i) {
     const TokenId* expected = predicted.expected(state.hypotheses[i]);
     if (!expected) continue;
-    const std::uint32_t at = row_of(*expected);
-    if (rows_[at].source == Source::kPredicted) continue;  // an earlier one expects the same
-    scores_[at] += kPredictedScore;
-    rows_[at].source = Source::kPredicted;
-    rows_[at].best_share = kPredictedScore;
-    Context& context = contexts_[num_contexts_++];
-    context.input = static_cast<std::uint8_t>((i == 0 ? kSharedGroup : kRecycledGroup) * kGroupSize + kNumShapes);
-    context.cells = MixingModel::prediction_cells(state.hypotheses[i].trust);
-    context.num_edges = 1;
-    context.rows[0] = static_cast<RowId>(at);
-    context.count_steps[0] = 1;
+    if (rows_[row_of(*expected)].source == Source::kPredicted) continue;  // an earlier one expects the same
+    Context& context = begin_context((i == 0 ? kSharedGroup : kRecycledGroup) * kGroupSize + kNumShapes,
+                                     MixingModel::prediction_cells(state.hypotheses[i].trust));
+    offer(context, *expected, kPredictedScore, Source::kPredicted, 1);
     if (i > 0) num_groups_ = std::max<std::size_t>(num_groups_, kRecycledGroup + 1);
   }
 }

@@ -54,15 +54,14 @@ bool RecycledTable::place(Buckets& buckets, std::uint64_t hash, const TopTokens&
 }
 
 // The same contexts in twice the room; nothing if there is no such room. The few that find both buckets full are dropped.
-RecycledTable::Buckets RecycledTable::grown() const {
-  const std::size_t bytes = next_bytes();
+RecycledTable::Grown RecycledTable::grown() const {
+  const std::size_t bytes = next_bytes(num_bytes());
   if (bytes > max_bytes_ || !meter_.try_charge(bytes)) return {};
   try {
-    Buckets bigger(bytes / sizeof(Bucket));
-    std::size_t num_entries = 0;
+    Grown bigger{Buckets(bytes / sizeof(Bucket))};
     for (const Bucket& bucket : buckets_) {
       for (std::size_t i = 0; i < kBucketSize; ++i) {
-        if (bucket.hashes[i] != kNone) place(bigger, bucket.hashes[i], bucket.entries[i], num_entries);
+        if (bucket.hashes[i] != kNone) place(bigger.buckets, bucket.hashes[i], bucket.entries[i], bigger.num_entries);
       }
     }
     return bigger;
@@ -72,15 +71,11 @@ RecycledTable::Buckets RecycledTable::grown() const {
   }
 }
 
-void RecycledTable::adopt(Buckets&& bigger) {
-  if (bigger.empty()) return;
+void RecycledTable::adopt(Grown&& bigger) {
+  if (bigger.buckets.empty()) return;
   meter_.release(num_bytes());
-  buckets_ = std::move(bigger);
-  num_entries_ = 0;
-  for (const Bucket& bucket : buckets_) {
-    num_entries_ += static_cast<std::size_t>(
-        std::count_if(bucket.hashes.begin(), bucket.hashes.end(), [](std::uint64_t hash) { return hash != kNone; }));
-  }
+  buckets_ = std::move(bigger.buckets);
+  num_entries_ = bigger.num_entries;
 }
 
 void RecycledTable::merge(const RecycledTable& other) {
@@ -123,16 +118,11 @@ bool SharedRecycledTable::find(std::uint64_t hash, TopTokens& top) const {
 
 // Readers are kept out for one entry, or for as long as it takes to hand over a table that has grown.
 void SharedRecycledTable::put(std::uint64_t hash, const TopTokens& top) {
-  RecycledTable::Buckets bigger = table_.is_due() ? table_.grown() : RecycledTable::Buckets{};
+  RecycledTable::Grown bigger = table_.is_due() ? table_.grown() : RecycledTable::Grown{};
   const UniqueGuard guard(&lock_);
   table_.adopt(std::move(bigger));
   table_.put_without_growing(hash, top);
-  book();
-}
-
-void SharedRecycledTable::book() {
   num_bytes_.store(table_.num_bytes(), std::memory_order_relaxed);
-  next_bytes_.store(table_.next_bytes(), std::memory_order_relaxed);
 }
 
 void SharedRecycledTable::clear() {
@@ -140,7 +130,7 @@ void SharedRecycledTable::clear() {
   generation_.fetch_add(1, std::memory_order_release);
   const UniqueGuard guard(&lock_);
   table_.clear();
-  book();
+  num_bytes_.store(0, std::memory_order_relaxed);
 }
 
 bool SharedRecycledTable::is_sound() const {

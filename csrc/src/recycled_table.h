@@ -70,8 +70,8 @@ class RecycledTable {
   void wipe();
 
   std::size_t num_bytes() const { return buckets_.size() * sizeof(Bucket); }
-  // What it will take when it grows.
-  std::size_t next_bytes() const { return std::max(kFirstBuckets, 2 * buckets_.size()) * sizeof(Bucket); }
+  // What a table of so many bytes will take when it grows.
+  static std::size_t next_bytes(std::size_t num_bytes) { return std::max(kFirstBuckets * sizeof(Bucket), 2 * num_bytes); }
   // Whether every context lies where it is looked for, once.
   bool is_sound() const;
 
@@ -94,9 +94,13 @@ class RecycledTable {
   static bool place(Buckets& buckets, std::uint64_t hash, const TopTokens& top, std::size_t& num_entries);
 
   // Growing in two parts, of which the first changes nothing that readers see.
+  struct Grown {
+    Buckets buckets;
+    std::size_t num_entries = 0;
+  };
   bool is_due() const { return 4 * num_entries_ >= 3 * kBucketSize * buckets_.size(); }
-  Buckets grown() const;
-  void adopt(Buckets&& bigger);
+  Grown grown() const;
+  void adopt(Grown&& bigger);
   void put_without_growing(std::uint64_t hash, const TopTokens& top);
 
   MemoryMeter& meter_;
@@ -108,7 +112,7 @@ class RecycledTable {
 // One that many threads read while others take turns to write.
 class SharedRecycledTable {
  public:
-  explicit SharedRecycledTable(MemoryMeter& meter) : table_(meter) { book(); }
+  explicit SharedRecycledTable(MemoryMeter& meter) : table_(meter) {}
 
   bool find(std::uint64_t hash, TopTokens& top) const;
   // Takes what was found likely in an output, unless something was forgotten since `generation`: who drafted from what is
@@ -124,19 +128,17 @@ class SharedRecycledTable {
   // Becomes another one with each `clear`.
   std::uint32_t generation() const { return generation_.load(std::memory_order_acquire); }
   std::size_t num_bytes() const { return num_bytes_.load(std::memory_order_relaxed); }
-  std::size_t next_bytes() const { return next_bytes_.load(std::memory_order_relaxed); }
+  std::size_t next_bytes() const { return RecycledTable::next_bytes(num_bytes()); }
   bool is_sound() const;
 
  private:
   void put(std::uint64_t hash, const TopTokens& top);
-  void book();
 
   std::mutex writer_;
   mutable RwSpinLock lock_;
   RecycledTable table_;
   std::atomic<std::uint32_t> generation_{0};
   std::atomic<std::size_t> num_bytes_{0};
-  std::atomic<std::size_t> next_bytes_{0};
 };
 
 }  // namespace pia

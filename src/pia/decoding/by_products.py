@@ -44,6 +44,7 @@ def top_of_rows(logits: torch.Tensor, count: int) -> TopTokens:
 
 def _packed(logits: torch.Tensor, count: int) -> torch.Tensor:
     """Ids, and behind them the bits of their probabilities, int32 `[rows, q, 2 * count]`."""
-    values, ids = logits.float().topk(count, dim=-1)
-    probs = (values - logits.float().logsumexp(dim=-1, keepdim=True)).exp()
+    scores = logits.float()
+    values, ids = scores.topk(count, dim=-1)
+    probs = (values - scores.logsumexp(dim=-1, keepdim=True)).exp()
     return torch.cat([ids.to(torch.int32), probs.view(torch.int32)], dim=-1)
