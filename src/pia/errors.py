@@ -27,6 +27,10 @@ class ConversionError(PiaError):
     """A checkpoint cannot be converted: unknown, damaged, incomplete, or its new place is taken."""
 
 
+class ShrinkError(PiaError):
+    """A model cannot be shrunk as asked: its family or weights, the target, the data, or the folder do not allow it."""
+
+
 class CacheFileError(PiaError):
     """A draft cache file cannot be read or written."""
 
