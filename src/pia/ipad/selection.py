@@ -30,13 +30,12 @@ class Selection:
     def everything(cls, shape: Shape) -> Selection:
         """All units of a model."""
         num = shape.num_layers
-        experts = (_all(shape.num_experts),) * num if shape.num_experts else ()
         return cls(
-            _all(num),
-            (_all(shape.num_kv_heads),) * num,
-            (_all(shape.ffn_size),) * num,
-            _all(shape.hidden_size),
-            experts,
+            layers=_all(num),
+            kv_groups=(_all(shape.num_kv_heads),) * num,
+            ffn=(_all(shape.ffn_size),) * num,
+            hidden=_all(shape.hidden_size),
+            experts=(_all(shape.num_experts),) * num if shape.num_experts else (),
         )
 
     @property
