@@ -1,4 +1,4 @@
-"""Files that are replaced whole: whatever happens, what stands under a name is the old file or the new one."""
+"""Files and folders that are replaced whole: whatever happens, what stands under a name is the old one or the new."""
 
 from __future__ import annotations
 
@@ -29,8 +29,38 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `path` once the block has ended well, and else is removed.
+
+    Raises:
+        OSError: If it can't be written; an old folder is left as it was.
+    """
+    target = path.resolve()
+    temporary = temporary_beside(target)
+    temporary.mkdir()
+    try:
+        yield temporary
+        _put_folder_in_place(temporary, target)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk, as it says nothing of where
+            error.filename = str(path)
+        raise
+
+
+def _put_folder_in_place(temporary: Path, target: Path) -> None:
+    if target.exists() and any(target.iterdir()):
+        old = target.with_name(f"{temporary.name}.old")
+        os.rename(target, old)
+        os.rename(temporary, target)
+        shutil.rmtree(old)
+    else:
+        os.replace(temporary, target)
+
+
 def temporary_beside(target: Path) -> Path:
-    """A new name in the folder of a file that is to be replaced."""
+    """A new name beside a file or folder that is to be replaced."""
     return target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pia.drafting.atomic_file import replacing_folder
 from pia.errors import ConversionError
 from pia.models.convert.checkpoint import Checkpoint
 from pia.models.convert.converter import Converter, Shape, read_json
@@ -91,7 +89,7 @@ def convert(
     converter, checkpoint = plan(src, is_chat=is_chat)
     target = Path(dst).expanduser()
     _check_place(Path(src).expanduser(), target, overwrite)
-    with _finished_folder(target) as folder:
+    with replacing_folder(target) as folder:
         config = _stock_config(converter)
         shapes = _stock_shapes(config)
         tokenizer = _save_tokenizer(converter, folder)
@@ -122,28 +120,6 @@ def _check_place(src: Path, dst: Path, overwrite: bool) -> None:
         raise ConversionError(f"{dst} exists already and is not empty; --overwrite replaces it")
     if not (dst / "config.json").exists():
         raise ConversionError(f"{dst} holds something other than a model; remove it yourself if you do not need it")
-
-
-@contextlib.contextmanager
-def _finished_folder(dst: Path) -> Iterator[Path]:
-    """A new folder beside `dst` that takes its place once the block has ended well, and else is removed."""
-    target = dst.resolve()
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        if target.exists() and any(target.iterdir()):
-            old = target.with_name(f"{temporary.name}.old")
-            os.rename(target, old)
-            os.rename(temporary, target)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, target)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError) and error.filename is None:  # a full disk, as it says nothing of where
-            error.filename = str(dst)
-        raise
 
 
 def _stock_config(converter: Converter) -> Any:
