@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from pia import __version__
-from pia.cli import bench, cache, chat, convert, demo, env, generate, models, replay
+from pia.cli import bench, cache, chat, convert, demo, env, generate, models, replay, shrink
 from pia.cli import compile as compile_
 
-VERBS = (demo, generate, chat, bench, replay, cache, compile_, convert, models, env)
+VERBS = (demo, generate, chat, bench, replay, cache, compile_, convert, shrink, models, env)
 
 _DESCRIPTION = """\
 Painless Inference Acceleration: the model you have, the same output, fewer forward passes.

@@ -1,0 +1,224 @@
+"""The iterative schedule (arXiv 2312.05795): cut a little, distil from the original, measure, and again.
+
+Weights go on from what was saved, so that a shrink that was killed and one that was not come to the same bytes.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from pia.bench.memory import PeakMemory
+from pia.errors import ShrinkError
+from pia.ipad.checkpoint import load_model, save_model
+from pia.ipad.cost import cost_of
+from pia.ipad.cut import cut
+from pia.ipad.data import Batches, Rows, Split, make_batch
+from pia.ipad.distiller import Distiller, StepInfo
+from pia.ipad.equality import check_cut
+from pia.ipad.importance import measure_importance
+from pia.ipad.journal import Journal
+from pia.ipad.loss_curve import LossCurve
+from pia.ipad.progress import Progress
+from pia.ipad.quality import Quality, measure
+from pia.ipad.record import RoundRecord
+from pia.ipad.scores import Scores
+from pia.ipad.selection import Selection
+from pia.ipad.settings import ShrinkConfig
+from pia.ipad.structure import structure_of
+from pia.ipad.teacher import Teacher
+
+_CHECKED_TOKENS = 64
+"""Of the row on which cut and masked model are compared."""
+_CALIBRATION_BATCH = 8
+"""Rows."""
+
+
+def steps_of_rounds(num_steps: int, num_rounds: int, last_share: float) -> list[int]:
+    """How many steps each round trains: the last one its share, the others the rest, evenly; at least one each.
+
+    Raises:
+        ShrinkError: there are fewer steps than rounds.
+    """
+    if num_steps < num_rounds:
+        raise ShrinkError(f"{num_steps} steps do not reach for {num_rounds} rounds; give more, or a larger round_share")
+    if num_rounds == 1:
+        return [num_steps]
+    others = num_rounds - 1
+    rest = min(max(round(num_steps * (1 - last_share)), others), num_steps - 1)
+    ends = [rest * number // others for number in range(num_rounds)]
+    return [*(end - begin for begin, end in zip(ends, ends[1:], strict=False)), num_steps - rest]
+
+
+class Rounds:
+    """Does what is left to do of a shrink.
+
+    Args:
+        original: the model to shrink; it is the teacher, and is not changed.
+        tokenizer: of the model.
+        teacher: what the student learns from: the original, online or from a cache.
+        data: rows to train on and rows held out.
+        config: how.
+        journal: where it stands.
+        progress: is told.
+    """
+
+    def __init__(
+        self,
+        original: Any,
+        tokenizer: Any,
+        teacher: Teacher,
+        data: Split,
+        config: ShrinkConfig,
+        journal: Journal,
+        progress: Progress,
+    ) -> None:
+        self.original = original
+        self.tokenizer = tokenizer
+        self.teacher = teacher
+        self.data = data
+        self.config = config
+        self.journal = journal
+        self.progress = progress
+        self.dtype = original.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+        steps = config.steps or len(Batches(data.training, config.distil.batch_tokens, config.seed).epoch(0))
+        self.steps = steps_of_rounds(steps, len(journal.shapes), config.last_share)
+
+    def run(self) -> None:
+        """Does the rounds that are left.
+
+        Raises:
+            ShrinkError: a cut is not what it should be, or training fails.
+            OSError: something cannot be written; what was done stays, and the next run goes on from it.
+        """
+        while (number := self.journal.next_round) is not None:
+            with PeakMemory(self.original.device) as memory:
+                started = time.perf_counter()
+                student, record = self._trained(number)
+            record = replace(record, seconds=time.perf_counter() - started, peak_bytes=memory.num_bytes)
+            if self._is_below_floor(record):
+                self._roll_back(record)
+            else:
+                self.journal.keep_round(record)
+                self.progress.end_round(record)
+            shutil.rmtree(self.journal.folder.stage_path(number), ignore_errors=True)
+            del student
+
+    def _trained(self, number: int) -> tuple[Any, RoundRecord]:
+        """The model after a round, as it was saved, and its figures."""
+        student, cut_of_original = self._cut(number)
+        curve = self._distil(student, number, cut_of_original)
+        path = self.journal.folder.round_path(number)
+        self.progress.doing(f"saving round {number}")
+        save_model(student, self.tokenizer, path, self.dtype)
+        student = load_model(path, self.original)
+        self.progress.doing(f"measuring round {number}")
+        quality = measure(student, self.data.held_out, self.original)
+        return student, self.describe(student, number, cut_of_original, quality, curve)
+
+    def _cut(self, number: int) -> tuple[Any, Selection]:
+        """The student of a round before training, and its units as indices of the original's."""
+        before = self._before(number)
+        if self.journal.cut is None:
+            self.progress.doing(f"round {number}: which units matter")
+            scores = self._scores(number, before)
+            self.journal.set_cut(scores.select(self.journal.shapes[number - 1]))
+        selection = self.journal.cut
+        assert selection is not None
+        self.progress.doing(f"round {number}: cutting")
+        student = cut(before, selection)
+        check_cut(before, student, selection, self._checked_ids())
+        return student, self.journal.record.last.selection.then(selection)
+
+    def _before(self, number: int) -> Any:
+        if number == 1:
+            return self.original
+        return load_model(self.journal.folder.round_path(number - 1), self.original)
+
+    def _scores(self, number: int, model: Any) -> Scores:
+        """The first round's are known: the way was chosen by them."""
+        if number == 1 and self.journal.record.scores is not None:
+            return self.journal.record.scores
+        return importance_of(model, self.data.training, self.config, teacher=self.original)
+
+    def _checked_ids(self) -> torch.Tensor:
+        row = max(self.data.training, key=len)
+        return torch.tensor([row.ids[:_CHECKED_TOKENS]], device=self.original.device)
+
+    def _distil(self, student: Any, number: int, cut_of_original: Selection) -> list[tuple[int, float]]:
+        first, num, total = sum(self.steps[: number - 1]), self.steps[number - 1], sum(self.steps)
+        curve = LossCurve(self.journal.folder.stage_path(number) / "losses.jsonl")
+
+        def on_step(info: StepInfo) -> None:
+            curve.add(info.step - first, info.loss)
+            self.progress.step(info)
+
+        self.progress.begin_training(number, self.journal.shapes[number - 1], first, num)
+        Distiller(
+            student,
+            self.teacher,
+            self.data.training,
+            self.config.distil,
+            seed=self.config.seed,
+            folder=self.journal.folder.stage_path(number),
+            first_step=first,
+            num_steps=num,
+            lr_from=1 - first / total,
+            lr_to=1 - (first + num) / total,
+            on_step=on_step,
+            hidden_channels=cut_of_original.hidden,
+        ).run()
+        return curve.points()
+
+    def describe(
+        self, model: Any, number: int, selection: Selection, quality: Quality, curve: list[tuple[int, float]]
+    ) -> RoundRecord:
+        """The figures of a model along the way."""
+        structure = structure_of(model)
+        cost = cost_of(structure, structure.shape)
+        return RoundRecord(
+            number, structure.shape, selection, cost.parameters, cost.non_embedding,
+            quality.perplexity, quality.kl, quality.agreement, None, curve,
+        )  # fmt: skip
+
+    def _is_below_floor(self, record: RoundRecord) -> bool:
+        floor, original = self.config.max_perplexity, self.journal.record.original.perplexity
+        assert record.perplexity is not None and original is not None
+        return floor is not None and not record.perplexity <= floor * original
+
+    def _roll_back(self, record: RoundRecord) -> None:
+        """Leaves the models before as the last ones."""
+        original = self.journal.record.original.perplexity
+        assert record.perplexity is not None and original is not None and self.config.max_perplexity is not None
+        note = (
+            f"round {record.number} ({record.shape}) was rolled back: its perplexity of {record.perplexity:.3f} is "
+            f"{record.perplexity / original:.3f} x the original's, above the floor of {self.config.max_perplexity:g} x"
+        )
+        self.journal.end(note)
+        self.progress.note(note)
+        shutil.rmtree(self.journal.folder.round_path(record.number), ignore_errors=True)
+
+
+def importance_of(model: Any, rows: Rows, config: ShrinkConfig, *, teacher: Any) -> Scores:
+    """Scores of a model's units over the calibration rows, the same ones in every round."""
+    structure = structure_of(model)
+    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    chosen = sorted(chosen[: config.calibration_rows], key=lambda number: len(rows[number]))
+    groups = [chosen[start : start + _CALIBRATION_BATCH] for start in range(0, len(chosen), _CALIBRATION_BATCH)]
+    batches = [_mapping(rows, group, model.device) for group in groups]
+    return measure_importance(
+        model, structure, batches, method=config.importance, layer_method=config.layer_importance, teacher=teacher,
+        seed=config.seed,
+    )  # fmt: skip
+
+
+def _mapping(rows: Rows, numbers: Sequence[int], device: torch.device) -> dict[str, torch.Tensor]:
+    ids = make_batch(rows, numbers).ids
+    lengths = torch.tensor([len(rows[number]) for number in numbers])
+    mask = torch.arange(ids.shape[1]) < lengths[:, None]
+    return {"input_ids": ids.to(device), "attention_mask": mask.long().to(device)}

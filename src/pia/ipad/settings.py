@@ -1,0 +1,116 @@
+"""All that a user can choose about a shrink."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from pia.errors import ShrinkError
+from pia.ipad.distil_config import DistillConfig
+from pia.ipad.importance import LAYER_METHODS, METHODS
+from pia.ipad.limits import Limits
+from pia.ipad.shape import Shape
+from pia.ipad.shape_schedule import STEP
+
+
+@dataclass(frozen=True)
+class ShrinkConfig:
+    """Settings of a shrink.
+
+    Raises:
+        ShrinkError: a setting is out of its range.
+    """
+
+    target: float | None = None
+    """Share of the non-embedding parameters that stays."""
+    target_latency: float | None = None
+    """Share of the time per token of plain decoding on this machine that stays; both targets may be given."""
+    shape: str | None = None
+    """Or the sizes to end at, such as `layers=4,ffn=512`."""
+    axes: tuple[str, ...] | None = None
+    """What may be cut; see `Limits`."""
+    tensor_parallel: int = 1
+    """Devices that the small model must be splittable over."""
+    ffn_multiple: int | None = None
+    hidden_multiple: int | None = None
+    round_share: float = STEP
+    """Share of the original's non-embedding parameters that a round removes, about; 1 cuts all in one round."""
+    steps: int | None = None
+    """Of distillation, over all rounds; as many as one pass over the data takes when None."""
+    last_share: float = 0.5
+    """Share of these steps that the last round gets; the others share the rest evenly."""
+    max_perplexity: float | None = None
+    """The quality floor: the most that held-out perplexity may be, as a multiple of the original's. A round that goes
+    beyond it is rolled back, and the shrink ends there."""
+    importance: str = "taylor"
+    """Of KV groups, neurons and channels: "taylor" or "activation"."""
+    layer_importance: str = "leave_one_out"
+    """Of layers: "leave_one_out" or "influence"."""
+    calibration_rows: int = 64
+    """Rows of the training data that importance is measured on."""
+    held_out_share: float = 0.05
+    """Of the data, to measure quality on, where no file is given for it."""
+    on_policy_steps: int = 0
+    """Steps on the student's own texts at the end, through TRL."""
+    dtype: str = "auto"
+    """Of the checkpoints that are written: "auto" is the original's."""
+    seed: int = 0
+    distil: DistillConfig = field(default_factory=DistillConfig)
+
+    def __post_init__(self) -> None:
+        self._check_choice("importance", METHODS)
+        self._check_choice("layer_importance", LAYER_METHODS)
+        self._check_choice("dtype", ("auto", "float32", "bfloat16", "float16"))
+        for name, least in (("tensor_parallel", 1), ("calibration_rows", 1), ("on_policy_steps", 0), ("seed", 0)):
+            self._check_whole(name, least)
+        for name in ("steps", "ffn_multiple", "hidden_multiple"):
+            if getattr(self, name) is not None:
+                self._check_whole(name, 1)
+        for name in ("last_share", "held_out_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise ShrinkError(f"{name} is {getattr(self, name)!r}; give a share between 0 and 1")
+        if self.max_perplexity is not None and not self.max_perplexity > 0:
+            raise ShrinkError(f"max_perplexity is {self.max_perplexity!r}; give a multiple, such as 1.2")
+
+    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
+        if getattr(self, name) not in choices:
+            raise ShrinkError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+
+    def _check_whole(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ShrinkError(f"{name} is {value!r}; give a whole number from {least}")
+
+    @classmethod
+    def of(cls, **options: Any) -> ShrinkConfig:
+        """From options of both kinds: those of a shrink, and those of its distillation.
+
+        Raises:
+            ShrinkError: an option is unknown or out of range.
+        """
+        own = {name: options.pop(name) for name in _names(cls) if name in options}
+        of_distillation = {name: options.pop(name) for name in _names(DistillConfig) if name in options}
+        if options:
+            known = ", ".join(sorted({*_names(cls), *_names(DistillConfig)} - {"distil"}))
+            raise ShrinkError(f"unknown option {next(iter(options))!r}; the options of a shrink are {known}")
+        if of_distillation and "distil" in own:
+            raise ShrinkError("give the options of distillation either by name or as `distil`, not both")
+        return cls(**{"distil": DistillConfig(**of_distillation), **own})
+
+    @property
+    def limits(self) -> Limits:
+        """What the shapes must keep to."""
+        return Limits(self.axes, self.tensor_parallel, self.ffn_multiple, self.hidden_multiple)
+
+    def wanted_shape(self, base: Shape) -> Shape | None:
+        """The shape to end at, where one was given."""
+        return None if self.shape is None else Shape.parse(self.shape, base)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        content = asdict(self)
+        return {**content, "axes": None if self.axes is None else list(self.axes)}
+
+
+def _names(kind: type) -> list[str]:
+    return [f.name for f in fields(kind)]

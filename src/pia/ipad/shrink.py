@@ -1,0 +1,202 @@
+"""Shrinks a model: what `pia shrink` does, for Python."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pia.errors import ShrinkError
+from pia.ipad.checkpoint import check_room, publish
+from pia.ipad.data import Split, read_rows, split
+from pia.ipad.decoder import weights_fingerprint
+from pia.ipad.journal import Begun, Journal
+from pia.ipad.progress import Progress
+from pia.ipad.quality import measure
+from pia.ipad.record import ShrinkRecord, versions
+from pia.ipad.rounds import Rounds, importance_of
+from pia.ipad.run_folder import RunFolder
+from pia.ipad.settings import ShrinkConfig
+from pia.ipad.shape import Shape
+from pia.ipad.structure import structure_of
+from pia.ipad.target import Target
+from pia.ipad.teacher import OnlineTeacher, Teacher
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """What came of a shrink."""
+
+    path: Path
+    """Of the small model, a stock checkpoint."""
+    record: ShrinkRecord
+    """All that was done and measured."""
+
+
+def shrink(
+    model: Any,
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    tokenizer: Any = None,
+    held_out: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    command: str = "",
+    progress: Progress | None = None,
+    **options: Any,
+) -> Shrunk:
+    """Prunes and distils a model, in rounds, into a smaller one that stock tools load.
+
+    Killed at any moment, the same call goes on where it was, to the same weights.
+
+    Args:
+        model: a name on the Hub, a folder, or a loaded causal language model of Transformers; it is not changed.
+        data: what to distil on: a text file, JSON lines, Parquet, or the name of a dataset on the Hub.
+        out: folder of the small model; new, empty, or of the same shrink, to go on with.
+        tokenizer: of a loaded model.
+        held_out: data to measure quality on; by default a share of `data` is held out.
+        device: where a model that is given by name runs; "auto" is a GPU if there is one.
+        overwrite: throw away the shrink that `out` holds.
+        command: how this was called, for the manifest.
+        progress: is told what happens.
+        **options: see `ShrinkConfig` and `DistillConfig`.
+
+    Raises:
+        ShrinkError: the model, the target, the data or the folder do not allow it.
+        ModelError: the model cannot be loaded.
+        OSError: something cannot be written, such as on a full disk; the next call goes on.
+    """
+    config = ShrinkConfig.of(**options)
+    progress = progress or Progress()
+    folder = RunFolder(out)
+    with folder.locked(overwrite=overwrite):
+        progress.doing("loading the model")
+        original = Original.of(model, tokenizer, device=device)
+        return _Shrink(original, data, held_out, folder, config, command, progress).run()
+
+
+class _Shrink:
+    """One shrink, from its journal on."""
+
+    def __init__(
+        self,
+        original: Original,
+        data: str | os.PathLike[str],
+        held_out: str | os.PathLike[str] | None,
+        folder: RunFolder,
+        config: ShrinkConfig,
+        command: str,
+        progress: Progress,
+    ) -> None:
+        self.original = original
+        self.folder = folder
+        self.config = config
+        self.progress = progress
+        self.structure = structure_of(original.model)
+        self.target = _target(config, self.structure.shape)
+        progress.doing("reading the data")
+        self.data = _read(data, held_out, original.tokenizer, config)
+        self.journal = self._journal(command)
+
+    def _journal(self, command: str) -> Journal:
+        begun = Begun(
+            weights_fingerprint(self.original.model),
+            self.data.training.fingerprint,
+            self.data.held_out.fingerprint,
+            self.config.to_json(),
+        )
+        record = ShrinkRecord(
+            self.original.name, self.structure.family, self._unmeasured(), command=command, seed=self.config.seed,
+            data_fingerprint=begun.training_data, config=begun.settings, versions=versions(),
+        )  # fmt: skip
+        return Journal.open(self.folder, begun, record)
+
+    def run(self) -> Shrunk:
+        """Does what is left."""
+        self._measure_original()
+        self._choose_way()
+        record = self.journal.record
+        self.progress.begin(record.original, self.journal.shapes, record.rounds)
+        if self.journal.next_round is not None:
+            check_room(self.folder.path, self._bytes_to_write())
+            self._rounds().run()
+        return self._finish()
+
+    def _unmeasured(self) -> RoundRecord:
+        cost = cost_of(self.structure, self.structure.shape)
+        everything = Selection.everything(self.structure.shape)
+        return RoundRecord(0, self.structure.shape, everything, cost.parameters, cost.non_embedding)
+
+    def _measure_original(self) -> None:
+        original = self.journal.record.original
+        if original.perplexity is not None:
+            return
+        self.progress.doing("measuring the original")
+        quality = measure(self.original.model, self.data.held_out)
+        speed = tokens_per_second({"original": self.original.model})["original"]
+        self.journal.set_original(replace(original, perplexity=quality.perplexity, tokens_per_second=speed))
+
+    def _choose_way(self) -> None:
+        """The shapes of all rounds, once and for all: a latency target would not come out the same again."""
+        if self.journal.shapes:
+            return
+        self.progress.doing("which units matter")
+        scores = importance_of(self.original.model, self.data.training, self.config, teacher=self.original.model)
+        shapes = way(self.structure, scores, self.target, self.config, self.progress)
+        self.journal.set_shapes(shapes, scores)
+
+    def _rounds(self) -> Rounds:
+        return Rounds(self.original, self._teacher(), self.data, self.config, self.journal, self.progress)
+
+    def _teacher(self) -> Teacher:
+        online = OnlineTeacher(self.original.model, self.structure)
+        settings = self.config.distil
+        if settings.teacher == "online" or not settings.needs_teacher:
+            return online
+        return cached(online, self.data.training, settings, self.folder.state / "teacher", self.progress)
+
+    def _bytes_to_write(self) -> int:
+        """What the rest may write at most: the rounds' models and the last one again, and a training's checkpoint.
+
+        A checkpoint of training holds weights and two moments in float32, and stands beside its predecessor for a
+        moment.
+        """
+        done = len(self.journal.record.rounds)
+        sizes = [cost_of(self.structure, shape).parameters for shape in self.journal.shapes[done:]]
+        return sum(sizes) * self.original.dtype.itemsize + sizes[-1] * self.original.dtype.itemsize + 2 * 12 * sizes[0]
+
+    def _finish(self) -> Shrunk:
+        """Puts the last model, with all that is to be known about it, where it belongs."""
+        record = self.journal.record
+        if not record.rounds:
+            raise ShrinkError(
+                f"no round was kept, so there is no smaller model: {record.notes[-1]}. Give more --steps, a smaller "
+                "--round-share or a higher --max-perplexity"
+            )
+        publish(self.folder.round_path(len(record.rounds)), self.folder.path)
+        write_manifest(record, self.folder.path)
+        write_card(record, self.folder.path)
+        write_report(record, self.folder.path)
+        shutil.rmtree(self.folder.state / "teacher", ignore_errors=True)
+        return Shrunk(self.folder.path, record)
+
+
+def _target(config: ShrinkConfig, base: Shape) -> Target:
+    target = Target(config.target, config.target_latency, config.wanted_shape(base))
+    target.check()
+    return target
+
+
+def _read(data: Any, held_out: Any, tokenizer: Any, config: ShrinkConfig) -> Split:
+    settings = config.distil
+    rows, measured = (
+        None if source is None else read_rows(
+            source, tokenizer, max_length=settings.max_length, prompt_weight=settings.prompt_weight
+        )
+        for source in (data, held_out)
+    )  # fmt: skip
+    assert rows is not None
+    return split(rows, measured, share=config.held_out_share)
