@@ -44,10 +44,7 @@ def read_sizes(config: Any, family: Family) -> Sizes:
 def build_config(
     config: Any, family: Family, sizes: Sizes, shape: Shape, layers: Sequence[int], *, is_tied: bool
 ) -> Any:
-    """A configuration of the same class, as its file would say it.
-
-    Args:
-        layers: which layers stay; per-layer fields follow them.
+    """A configuration of the same class, as its file would say it; per-layer fields follow the `layers` that stay.
 
     Raises:
         ShrinkError: the class refuses the sizes.

@@ -25,9 +25,10 @@ def check_weights(model: Any) -> None:
         raise ShrinkError("the weights are quantised; shrink the original model, and quantise what comes out of it")
     for name, weight in model.named_parameters():
         if weight.dtype not in _DTYPES or type(weight.data) is not torch.Tensor:
+            kind = f"{type(weight.data).__name__} of {weight.dtype}"
             raise ShrinkError(
-                f"the weight {name} is no plain floating-point tensor ({type(weight.data).__name__} of {weight.dtype}), "
-                "as after quantising; shrink the original model, and quantise what comes out of it"
+                f"the weight {name} is no plain floating-point tensor but a {kind}, as after quantising; "
+                "shrink the original model, and quantise what comes out of it"
             )
         if weight.is_meta:
             raise ShrinkError(f"the weight {name} is offloaded; load the model whole, without device_map='auto'")

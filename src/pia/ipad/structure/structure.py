@@ -57,6 +57,7 @@ class Structure:
         """The stock configuration of a smaller model.
 
         Args:
+            shape: its sizes.
             layers: which layers stay, for fields that have an entry for each; the first ones when None.
 
         Raises:
@@ -120,6 +121,7 @@ class Structure:
         """What the model makes of its backbone's output: the head, soft caps and scales included.
 
         Args:
+            model: the model.
             hidden: `[..., hidden]`.
 
         Returns:
