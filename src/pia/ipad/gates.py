@@ -94,8 +94,9 @@ def _over_channels(norm: nn.Module, channels: torch.Tensor) -> Callable[..., tor
 
     def hook(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         places = channels.to(output.device)
+        stream = args[0].index_select(-1, places)
         # called past hooks, such as those that count activations on the norm it was copied from
-        kept = type(narrow).forward(narrow, args[0].index_select(-1, places))
+        kept = type(narrow).forward(narrow.to(stream.dtype), stream)
         return torch.zeros_like(output).index_copy(-1, places, kept)
 
     return hook
