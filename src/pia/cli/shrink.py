@@ -1,7 +1,7 @@
-"""Shrink a model for a task: prune a little, distil from the original, measure, and again, to a smaller stock checkpoint.
+"""Shrink a model for a task: prune a little, distil from the original, measure, and again.
 
-What comes out loads with `AutoModelForCausalLM.from_pretrained` and needs nothing of PIA. Stopped or killed at any
-moment, the same command goes on where it was. --plan shows what would go, without training.
+What comes out is a stock checkpoint: it loads with `AutoModelForCausalLM.from_pretrained` and needs nothing of PIA.
+Stopped or killed at any moment, the same command goes on where it was. --plan shows what would go, without training.
 """
 
 from __future__ import annotations

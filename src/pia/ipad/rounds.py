@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def steps_of_rounds(num_steps: int, num_rounds: int, last_share: float) -> list[
     others = num_rounds - 1
     rest = min(max(round(num_steps * (1 - last_share)), others), num_steps - 1)
     ends = [rest * number // others for number in range(num_rounds)]
-    return [*(end - begin for begin, end in zip(ends, ends[1:], strict=False)), num_steps - rest]
+    return [*(end - begin for begin, end in pairwise(ends)), num_steps - rest]
 
 
 class Rounds:

@@ -118,7 +118,5 @@ class RunFolder:
             return
         if isinstance(there, dict) and isinstance(here, dict):
             name = next(key for key in {**there, **here} if there.get(key) != here.get(key))
-            if isinstance(there.get(name), dict) and isinstance(here.get(name), dict):
-                self.check_same(what, there[name], here[name])
-            what, there, here = f"{what} {name}", there.get(name), here.get(name)
+            self.check_same(f"{what} {name}", there.get(name), here.get(name))
         raise ShrinkError(f"{self.path} holds a shrink with {what} = {there}, and this one has {here}: {_AGAIN}")

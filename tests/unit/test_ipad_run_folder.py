@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from pia.errors import ShrinkError
+from pia.ipad.run_folder import RunFolder
+
+
+def test_a_journal_is_read_back_as_it_was_written(tmp_path):
+    folder = RunFolder(tmp_path / "out")
+    with folder.locked(overwrite=False):
+        assert folder.read() is None
+        folder.write({"a": [1, 2]})
+        assert folder.read() == {"version": 1, "a": [1, 2]}
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ShrinkError, match="something other than a shrink"), RunFolder(tmp_path).locked(overwrite=True):
+        pass
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_file_or_a_missing_parent_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for path, message in ((tmp_path / "file", "no folder"), (tmp_path / "no" / "out", "there is no folder")):
+        with pytest.raises(ShrinkError, match=message), RunFolder(path).locked(overwrite=False):
+            pass
+
+
+def test_overwriting_clears_what_an_older_shrink_left(tmp_path):
+    folder = RunFolder(tmp_path / "out")
+    with folder.locked(overwrite=False):
+        folder.write({})
+        folder.stage_path(1).mkdir()
+        folder.round_path(1).mkdir(parents=True)
+        (folder.path / "config.json").write_text("{}")
+    with folder.locked(overwrite=True):
+        assert folder.read() is None
+        assert not folder.stage_path(1).exists()
+        assert not folder.round_path(1).exists()
+        assert not (folder.path / "config.json").exists()
+
+
+def test_only_one_process_holds_a_folder(tmp_path):
+    other = (
+        "import sys; from pia.ipad.run_folder import RunFolder\n"
+        "try:\n"
+        "    with RunFolder(sys.argv[1]).locked(overwrite=False): print('held')\n"
+        "except Exception as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", other, str(tmp_path / "out")]
+    with RunFolder(tmp_path / "out").locked(overwrite=False):
+        assert "another process" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "held\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("{", "damaged"), ("[]", "damaged"), (json.dumps({"version": 99}), "version 99")]
+)
+def test_a_journal_that_cannot_be_read_says_so(tmp_path, content, message):
+    folder = RunFolder(tmp_path / "out")
+    with folder.locked(overwrite=False):
+        (folder.state / "journal.json").write_text(content)
+        with pytest.raises(ShrinkError, match=message):
+            folder.read()
+
+
+def test_other_settings_are_named_with_both_values(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.check_same("settings", {"a": {"b": 1}}, {"a": {"b": 1}})
+    with pytest.raises(ShrinkError, match=r"settings a b = 1, and this one has 2"):
+        folder.check_same("settings", {"a": {"b": 1}}, {"a": {"b": 2}})
