@@ -1,0 +1,64 @@
+"""Cuts a model physically: the same stock class, a smaller configuration, the weights that stay."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+from pia.ipad.selection import Selection
+from pia.ipad.structure import Structure, structure_of
+
+
+@torch.no_grad()
+def cut(model: Any, selection: Selection) -> Any:
+    """A new model of the units that stay, on the device and of the dtype of the original, which is left as it is.
+
+    Args:
+        model: of a supported family.
+        selection: units of this model.
+
+    Returns:
+        A `PreTrainedModel` of the same class, in evaluation mode.
+
+    Raises:
+        ShrinkError: the model cannot be cut, or the selection does not fit it.
+    """
+    structure = structure_of(model)
+    structure.check_selection(selection)
+    config = structure.config_for(selection.shape, selection.layers)
+    small = _blank(model, config)
+    small.load_state_dict(_weights(model, structure, selection), strict=True)
+    if structure.map.compensate is not None:
+        structure.map.compensate(model, small)
+    if getattr(model, "generation_config", None) is not None:
+        small.generation_config = copy.deepcopy(model.generation_config)
+    return small.eval()
+
+
+def _blank(model: Any, config: Any) -> Any:
+    """A model whose weights are about to be replaced; making it draws random numbers, which nobody else shall miss."""
+    attention = model.config._attn_implementation
+    with torch.random.fork_rng(devices=[]):
+        small = type(model)._from_config(config, dtype=model.dtype, attn_implementation=attention)
+    return small.to(model.device)
+
+
+def _weights(model: Any, structure: Structure, selection: Selection) -> dict[str, torch.Tensor]:
+    rows = {layer: row for row, layer in enumerate(selection.layers)}
+    kept = {row: structure.kept(selection, row) for row in (None, *rows.values())}
+    weights = {}
+    for name, weight in model.state_dict().items():
+        layer, dims = structure.place(name)
+        assert dims is not None, f"{name} is on no map"
+        if layer is None:
+            weights[name] = kept[None].cut(weight, dims)
+        elif layer in rows:
+            weights[_renamed(name, structure, rows[layer])] = kept[rows[layer]].cut(weight, dims)
+    return weights
+
+
+def _renamed(name: str, structure: Structure, row: int) -> str:
+    prefix = structure.map.layers + "."
+    return f"{prefix}{row}.{name[len(prefix) :].partition('.')[2]}"
