@@ -18,7 +18,7 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM
 
 from demo_threads import ThreadBalancer
-from float_muon import FloatMuon
+from pia.ipad.float_muon import FloatMuon
 from training_rows import Row
 
 log = logging.getLogger("training")

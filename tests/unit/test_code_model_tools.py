@@ -279,7 +279,7 @@ def test_float_muon_follows_the_rule_of_torch():
     """Torch's rounds to bfloat16 on the way, so the two only agree about."""
     if not hasattr(torch.optim, "Muon"):
         pytest.skip("this PyTorch has no Muon")
-    from float_muon import FloatMuon
+    from pia.ipad.float_muon import FloatMuon
 
     torch.manual_seed(0)
     start = [torch.randn(24, 40), torch.randn(40, 24)]
@@ -298,7 +298,7 @@ def test_float_muon_follows_the_rule_of_torch():
 
 
 def test_orthogonal_matrices_have_singular_values_near_one():
-    from float_muon import orthogonal
+    from pia.ipad.float_muon import orthogonal
 
     torch.manual_seed(0)
     for shape in ((16, 48), (48, 16)):

@@ -21,7 +21,7 @@ class FloatMuon(torch.optim.Optimizer):
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]
         """One update of every matrix that has a gradient."""
         for group in self.param_groups:
             for matrix in group["params"]:
@@ -32,6 +32,7 @@ class FloatMuon(torch.optim.Optimizer):
         state = self.state[matrix]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(matrix)
+        assert matrix.grad is not None
         mean = state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
         direction = orthogonal(matrix.grad.lerp(mean, group["momentum"]))
         matrix.mul_(1 - group["lr"] * group["weight_decay"])
@@ -41,7 +42,7 @@ class FloatMuon(torch.optim.Optimizer):
 def orthogonal(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """About the nearest matrix ``[rows, columns]`` whose singular values are all 1, by Newton-Schulz steps."""
     is_tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if is_tall else matrix
+    x: torch.Tensor = matrix.T if is_tall else matrix
     x = x / x.norm().clamp(min=1e-7)
     a, b, c = QUINTIC
     for _ in range(steps):
