@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pia.errors import ModelError, ShrinkError
-from pia.ipad.precision import has_fast_bfloat16
+from pia.ipad.arithmetic import has_fast_bfloat16
 
 
 @dataclass(frozen=True)

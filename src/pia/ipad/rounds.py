@@ -25,6 +25,7 @@ from pia.ipad.equality import check_cut
 from pia.ipad.importance import measure_importance
 from pia.ipad.journal import Journal
 from pia.ipad.loss_curve import LossCurve
+from pia.ipad.original import Original
 from pia.ipad.progress import Progress
 from pia.ipad.quality import Quality, measure
 from pia.ipad.record import RoundRecord
@@ -60,8 +61,7 @@ class Rounds:
     """Does what is left to do of a shrink.
 
     Args:
-        original: the model to shrink; it is the teacher, and is not changed.
-        tokenizer: of the model.
+        original: the model to shrink; it is not changed.
         teacher: what the student learns from: the original, online or from a cache.
         data: rows to train on and rows held out.
         config: how.
@@ -71,22 +71,21 @@ class Rounds:
 
     def __init__(
         self,
-        original: Any,
-        tokenizer: Any,
+        original: Original,
         teacher: Teacher,
         data: Split,
         config: ShrinkConfig,
         journal: Journal,
         progress: Progress,
     ) -> None:
-        self.original = original
-        self.tokenizer = tokenizer
+        self.original = original.model
+        self.tokenizer = original.tokenizer
         self.teacher = teacher
         self.data = data
         self.config = config
         self.journal = journal
         self.progress = progress
-        self.dtype = original.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+        self.dtype = saved_dtype(original, config)
         steps = config.steps or len(Batches(data.training, config.distil.batch_tokens, config.seed).epoch(0))
         self.steps = steps_of_rounds(steps, len(journal.shapes), config.last_share)
 
@@ -203,6 +202,11 @@ class Rounds:
         self.journal.end(note)
         self.progress.note(note)
         shutil.rmtree(self.journal.folder.round_path(record.number), ignore_errors=True)
+
+
+def saved_dtype(original: Original, config: ShrinkConfig) -> torch.dtype:
+    """Of the checkpoints that are written."""
+    return original.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
 
 
 def importance_of(model: Any, rows: Rows, config: ShrinkConfig, *, teacher: Any) -> Scores:
