@@ -1,0 +1,39 @@
+"""Sums over a calibration set, in float64, so that neither its order nor its size costs digits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from pia.ipad.importance.points import Point
+from pia.ipad.shape import Shape
+
+
+class Totals:
+    """A float64 sum for every unit.
+
+    Args:
+        shape: of the model.
+        device: where the sums are kept, that of the model.
+    """
+
+    def __init__(self, shape: Shape, device: torch.device | str) -> None:
+        def zeros(*sizes: int) -> torch.Tensor:
+            return torch.zeros(*sizes, dtype=torch.float64, device=device)
+
+        self._sums = {
+            "kv_groups": zeros(shape.num_layers, shape.num_kv_heads),
+            "ffn": zeros(shape.num_layers, shape.ffn_size),
+            "hidden": zeros(1, shape.hidden_size),
+        }
+
+    def add(self, point: Point, values: torch.Tensor) -> None:
+        """Adds `[units]` to the sums of a point."""
+        self._sums[point.kind][point.layer] += values.to(self._sums[point.kind])
+
+    def divided(self, by: float) -> dict[str, np.ndarray[Any, Any]]:
+        """The sums over a count, by kind: `[layers, KV heads]`, `[layers, neurons]`, `[hidden]`."""
+        arrays = {kind: (values / by).cpu().numpy() for kind, values in self._sums.items()}
+        return {**arrays, "hidden": arrays["hidden"][0]}
