@@ -1,4 +1,4 @@
-"""What tests of distillation share: random rows, a structure of tiny models, and a tiny tokenizer."""
+"""What tests of distillation share: random rows, and tiny models."""
 
 from __future__ import annotations
 
@@ -9,19 +9,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from pia.ipad.data import Row, Rows
 
 VOCAB = 97
-
-
-class PlainStructure:
-    """How to reach the two halves of a stock model whose head is one linear map."""
-
-    def backbone(self, model):
-        return model.model
-
-    def head(self, model):
-        return model.lm_head
-
-    def logits(self, model, hidden):
-        return model.lm_head(hidden)
 
 
 def small_llama(*, seed: int = 0, tied: bool = False, dtype=torch.float32, **changes) -> LlamaForCausalLM:

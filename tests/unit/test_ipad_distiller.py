@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ipad_support import PlainStructure, flat_weights, random_rows, small_llama
+from ipad_support import flat_weights, random_rows, small_llama
 from pia.errors import ShrinkError
 from pia.ipad.data import make_batch
 from pia.ipad.distil_config import DistillConfig
@@ -28,7 +28,7 @@ SMALL = dict(batch_tokens=200, warmup_steps=2, learning_rate=5e-3, precision="fl
 
 
 def online(model=None):
-    return OnlineTeacher(small_llama(seed=1) if model is None else model, PlainStructure())
+    return OnlineTeacher(small_llama(seed=1) if model is None else model)
 
 
 def distilled(folder, *, num_steps=8, student=None, teacher=None, on_step=None, **changes):
@@ -37,7 +37,7 @@ def distilled(folder, *, num_steps=8, student=None, teacher=None, on_step=None, 
     return Distiller(
         small_llama(num_hidden_layers=1) if student is None else student,
         online() if teacher is None else teacher,
-        ROWS, config, folder=folder, num_steps=num_steps, on_step=on_step, structure=PlainStructure(),
+        ROWS, config, folder=folder, num_steps=num_steps, on_step=on_step,
         **{"seed": 5, **places},
     ).run()  # fmt: skip
 
@@ -46,7 +46,7 @@ def distilled(folder, *, num_steps=8, student=None, teacher=None, on_step=None, 
 def test_the_student_comes_nearer_to_its_teacher(tmp_path, optimizer):
     infos = []
     teacher = small_llama(seed=1)
-    kept = dict(teacher=teacher, structure=PlainStructure(), teacher_structure=PlainStructure())
+    kept = dict(teacher=teacher)
     before = measure(small_llama(num_hidden_layers=1), ROWS, **kept)
     student = distilled(tmp_path, num_steps=30, teacher=online(teacher), on_step=infos.append, optimizer=optimizer)
     after = measure(student, ROWS, **kept)
@@ -141,7 +141,7 @@ def test_without_a_teacher_the_text_alone_is_learnt(tmp_path):
     config = DistillConfig(**SMALL, lm_weight=1.0)
     Distiller(
         small_llama(), None, ROWS, config, seed=0, folder=tmp_path, num_steps=2, on_step=infos.append,
-        structure=PlainStructure(),
+
     ).run()  # fmt: skip
     assert infos[0].kl == 0 and infos[0].loss == infos[0].lm > 0
 
@@ -174,8 +174,7 @@ def test_what_does_not_go_together_is_refused(tmp_path):
     with pytest.raises(ShrinkError, match="at least one step"):
         distilled(tmp_path, num_steps=0)
     with pytest.raises(ShrinkError, match="no teacher to distil from"):
-        Distiller(small_llama(), None, ROWS, DistillConfig(), seed=0, folder=tmp_path, num_steps=1,
-                  structure=PlainStructure())  # fmt: skip
+        Distiller(small_llama(), None, ROWS, DistillConfig(), seed=0, folder=tmp_path, num_steps=1,)  # fmt: skip
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):

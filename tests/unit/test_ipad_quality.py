@@ -5,12 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ipad_support import PlainStructure, random_rows, small_llama
+from ipad_support import random_rows, small_llama
 from pia.errors import ShrinkError
 from pia.ipad.data import Row, Rows, make_batch
 from pia.ipad.quality import measure
-
-BOTH = dict(structure=PlainStructure(), teacher_structure=PlainStructure())
 
 
 def plain(model, teacher, rows):
@@ -26,7 +24,7 @@ def plain(model, teacher, rows):
 def test_quality_is_the_mean_over_tokens_of_weight_1(sizes):
     rows = random_rows(20)
     model, teacher = (small_llama(seed=seed, dtype=torch.float64) for seed in (0, 1))
-    found = measure(model, rows, teacher, batch_tokens=sizes[0], max_logits=sizes[1], **BOTH)
+    found = measure(model, rows, teacher, batch_tokens=sizes[0], max_logits=sizes[1])
     nll, kl, same, num_tokens = plain(model, teacher, rows)
     assert found.nll == pytest.approx(nll, rel=1e-12) and found.kl == pytest.approx(kl, rel=1e-12)
     assert found.perplexity == pytest.approx(torch.tensor(nll, dtype=torch.float64).exp().item())
@@ -35,14 +33,14 @@ def test_quality_is_the_mean_over_tokens_of_weight_1(sizes):
 
 def test_a_model_agrees_with_itself_and_without_a_teacher_nothing_is_said():
     rows, model = random_rows(10), small_llama()
-    found = measure(model, rows, model, **BOTH)
+    found = measure(model, rows, model)
     assert found.agreement == 1 and abs(found.kl) < 1e-6
-    alone = measure(model, rows, structure=PlainStructure())
+    alone = measure(model, rows)
     assert alone.kl is None and alone.agreement is None and alone.nll == found.nll
-    assert measure(model, rows, model, **BOTH) == found
+    assert measure(model, rows, model) == found
 
 
 def test_rows_without_counted_tokens_are_refused():
     rows = Rows([Row(row.ids, 0.5 * row.weights.clip(0, 0.5)) for row in random_rows(4)])
     with pytest.raises(ShrinkError, match="nothing to measure on"):
-        measure(small_llama(), rows, structure=PlainStructure())
+        measure(small_llama(), rows)

@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from pia.ipad.data import Batch
-
-
-class HeadAccess(Protocol):
-    """What is needed of a `pia.ipad.structure.Structure`."""
-
-    def backbone(self, model: Any) -> Any:
-        """The module that gives `last_hidden_state`, after the final norm."""
-
-    def head(self, model: Any) -> Any:
-        """The module that makes logits."""
-
-    def logits(self, model: Any, hidden: torch.Tensor) -> torch.Tensor:
-        """`[..., vocab]` of `[..., hidden]`."""
+from pia.ipad.structure import structure_of
 
 
 class Decoder:
@@ -28,16 +16,18 @@ class Decoder:
 
     Args:
         model: a causal language model of Transformers.
-        structure: of this model; found from it when None.
+
+    Raises:
+        ShrinkError: the model is of no supported family.
     """
 
-    def __init__(self, model: Any, structure: HeadAccess | None = None) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
-        self._structure = _structure_of(model) if structure is None else structure
+        self.structure = structure_of(model)
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """Final hidden states `[n, hidden]` at the places of a batch whose targets have any weight."""
-        backbone = self._structure.backbone(self.model)
+        backbone = self.structure.backbone(self.model)
         # no mask: padding stands on the right, where the causal mask hides it
         states = backbone(input_ids=batch.ids, use_cache=False).last_hidden_state
         chosen: torch.Tensor = states.flatten(0, 1)[batch.places]
@@ -45,12 +35,12 @@ class Decoder:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[n, vocab]` of `[n, hidden]`, in float32 or wider."""
-        logits = self._structure.logits(self.model, hidden)
+        logits: torch.Tensor = self.structure.logits(self.model, hidden)
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def head_parameters(self) -> list[torch.Tensor]:
         """Those of the head that are trained."""
-        return [p for p in self._structure.head(self.model).parameters() if p.requires_grad]
+        return [p for p in self.structure.head(self.model).parameters() if p.requires_grad]
 
     @property
     def vocab_size(self) -> int:
@@ -65,10 +55,3 @@ def weights_fingerprint(model: Any) -> str:
         whole.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
         whole.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return whole.hexdigest()
-
-
-def _structure_of(model: Any) -> HeadAccess:
-    from pia.ipad.structure import structure_of
-
-    found: HeadAccess = structure_of(model)
-    return found

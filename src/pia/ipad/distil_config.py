@@ -99,6 +99,8 @@ class DistillConfig:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not is_right(value):
                 raise ShrinkError(f"{name} is {value!r}; it must be {needed}")
+        if self.recovery == "lora" and self.optimizer != "adamw":
+            raise ShrinkError("adapters are no maps of their own to make orthogonal: set optimizer to adamw")
         if self.hidden_weight and self.teacher == "cache":
             raise ShrinkError("a cached teacher has no hidden states: set hidden_weight to 0, or teacher to online")
 

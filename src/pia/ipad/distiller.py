@@ -17,8 +17,9 @@ from pia.errors import ShrinkError
 from pia.ipad.arithmetic import autocast_dtype
 from pia.ipad.data import Batch, Batches, Rows, make_batch
 from pia.ipad.data.batches import grouped
-from pia.ipad.decoder import Decoder, HeadAccess, weights_fingerprint
+from pia.ipad.decoder import Decoder, weights_fingerprint
 from pia.ipad.distil_config import DistillConfig
+from pia.ipad.lora import adapted
 from pia.ipad.losses import ChunkedLoss, hidden_loss
 from pia.ipad.optimizers import build_optimizers, set_learning_rate
 from pia.ipad.processes import Processes
@@ -79,7 +80,6 @@ class Distiller:
         lr_from: factor of the learning rate at the beginning of the stage.
         lr_to: and behind its end.
         on_step: is told about every step that is trained, on the main process.
-        structure: of the student; found from it when None.
         hidden_channels: which of the teacher's hidden channels the student has, where `config.hidden_weight` is not 0.
 
     Raises:
@@ -100,7 +100,6 @@ class Distiller:
         lr_from: float = 1.0,
         lr_to: float = 0.0,
         on_step: Callable[[StepInfo], None] | None = None,
-        structure: HeadAccess | None = None,
         hidden_channels: Sequence[int] | None = None,
     ) -> None:
         self.processes = Processes()
@@ -111,14 +110,14 @@ class Distiller:
         self.stage = Stage(first_step, num_steps, lr_from, lr_to)
         self.on_step = on_step
         self.autocast_dtype = autocast_dtype(config.precision, self.device)
+        self.seed = seed
         self.batches = Batches(rows, config.batch_tokens, seed)
         self.channels = None if hidden_channels is None else torch.tensor(hidden_channels, device=self.device)
         self._row_weights = [float(row.weights[1:].sum()) for row in rows]
         self.student = student.to(self.device, torch.float32).eval()
-        self._structure = structure
-        self.decoder = Decoder(self.student, structure)
+        self.decoder = Decoder(self.student)
         self._check()
-        self.checkpoint = StageCheckpoint(Path(folder), self._key(seed))
+        self.checkpoint = StageCheckpoint(Path(folder), self._key())
 
     def run(self) -> Any:
         """Trains to the end of the stage.
@@ -203,9 +202,12 @@ class Distiller:
     @contextlib.contextmanager
     def _trained(self) -> Iterator[Any]:
         """The model whose parameters are trained: the student, or the student with adapters."""
-        self.student.requires_grad_(True)
         try:
-            yield self.student
+            if self.config.recovery == "lora":
+                with adapted(self.decoder, self.config.lora_rank, self.seed) as model:
+                    yield model
+            else:
+                yield self.student.requires_grad_(True)
         finally:
             for parameter in self.student.parameters():
                 parameter.grad = None
@@ -251,12 +253,12 @@ class Distiller:
                 f"rows have up to {self.rows.longest} tokens and the model {most} places: lower max_length"
             )
 
-    def _key(self, seed: int) -> str:
+    def _key(self) -> str:
         """Names everything that the result depends on."""
         config = asdict(self.config)
         del config["checkpoint_every"]
         parts = [
-            config, self.rows.fingerprint, seed, asdict(self.stage), weights_fingerprint(self.student),
+            config, self.rows.fingerprint, self.seed, asdict(self.stage), weights_fingerprint(self.student),
             self.teacher.fingerprint if self.teacher is not None else None, self.processes.num,
             None if self.channels is None else self.channels.tolist(),
         ]  # fmt: skip

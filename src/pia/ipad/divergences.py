@@ -14,8 +14,8 @@ LogProbs = torch.Tensor
 def forward_kl(teacher: LogProbs, student: LogProbs) -> torch.Tensor:
     """KL(teacher || student), `[n]`: the student covers all that the teacher may say."""
     probs = teacher.exp()
-    entropy: torch.Tensor = torch.special.entr(probs).sum(-1)
-    return -entropy - (probs * student).sum(-1)
+    finite = teacher.clamp(min=torch.finfo(teacher.dtype).min)  # what cannot come counts nothing, rather than 0 * inf
+    return (probs * (finite - student)).sum(-1)
 
 
 def reverse_kl(teacher: LogProbs, student: LogProbs) -> torch.Tensor:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from pia.ipad.counts import Amount, GridShape
+from pia.ipad.counts import Amount, GridShape, HasConfig
+from pia.ipad.limits import is_legal
 from pia.ipad.shape import Shape
+
+_PROBED = ("num_layers", "num_kv_heads", "ffn_size", "hidden_size")
 
 
 @dataclass(frozen=True)
@@ -48,15 +51,20 @@ class LatencyModel:
         return cls(*(float(rate) for rate in rates))
 
 
-def probe_shapes(shape: Shape) -> list[Shape]:
-    """Shapes to time, so that a fit can tell the parts: the whole, and each size halved."""
-    from dataclasses import replace
+def probe_shapes(structure: HasConfig) -> list[Shape]:
+    """Shapes to time, so that a fit can tell the parts: the whole, and each size halved, or as near as is legal."""
+    whole = structure.shape
+    return list(dict.fromkeys([whole, *(_halved(structure, name) for name in _PROBED)]))
 
-    halves = [
-        replace(shape, **{name: max(1, getattr(shape, name) // 2)})
-        for name in ("num_layers", "num_kv_heads", "ffn_size")
-    ]
-    return list(dict.fromkeys([shape, *halves]))
+
+def _halved(structure: HasConfig, name: str) -> Shape:
+    """One size about half as large; the whole shape where it cannot shrink alone."""
+    whole = structure.shape
+    for size in range(max(1, getattr(whole, name) // 2), 0, -1):
+        shape = replace(whole, **{name: size})
+        if is_legal(structure, shape):
+            return shape
+    return whole
 
 
 def _terms(shape: Shape | GridShape) -> tuple[Amount, ...]:

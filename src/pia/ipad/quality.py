@@ -11,7 +11,7 @@ import torch
 from pia.errors import ShrinkError
 from pia.ipad.data import Batch, Rows, make_batch
 from pia.ipad.data.batches import grouped
-from pia.ipad.decoder import Decoder, HeadAccess
+from pia.ipad.decoder import Decoder
 from pia.ipad.divergences import forward_kl
 from pia.ipad.losses import MAX_LOGITS
 
@@ -39,8 +39,6 @@ def measure(
     *,
     batch_tokens: int = 8192,
     max_logits: int = MAX_LOGITS,
-    structure: HeadAccess | None = None,
-    teacher_structure: HeadAccess | None = None,
 ) -> Quality:
     """Measures on held-out rows; the same model and rows give the same figures.
 
@@ -50,14 +48,12 @@ def measure(
         teacher: a model to compare with.
         batch_tokens: most tokens of a forward, padding counted.
         max_logits: elements of the logits that are alive at once.
-        structure: of the model; found from it when None.
-        teacher_structure: of the teacher; found from it when None.
 
     Raises:
         ShrinkError: no token has weight 1.
     """
-    decoder = Decoder(model, structure)
-    original = Decoder(teacher, teacher_structure) if teacher is not None else None
+    decoder = Decoder(model)
+    original = Decoder(teacher) if teacher is not None else None
     sums = torch.zeros(3, dtype=torch.float64)
     num_tokens = 0
     was_training = model.training

@@ -8,6 +8,8 @@ from typing import Protocol
 
 import torch
 
+from pia.errors import ShrinkError
+
 
 class Targets(Protocol):
     """A teacher's distributions after `n` tokens."""
@@ -69,7 +71,10 @@ class SparseTargets:
         self, student: torch.Tensor, start: int, stop: int, temperature: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Targets`; the categories are the k tokens, and all others as one."""
-        assert temperature == self.temperature, "log-probabilities at one temperature tell nothing about another"
+        if temperature != self.temperature:
+            raise ShrinkError(
+                f"the teacher's cache is of temperature {self.temperature}, not {temperature}: make another one"
+            )
         ids = self.ids[start:stop]
         rest = torch.logsumexp(student.scatter(-1, ids, -torch.inf), -1, keepdim=True)
         theirs = torch.cat([self.log_probs[start:stop], self.log_rest[start:stop, None]], -1)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from pia.ipad.data import Batch
-from pia.ipad.decoder import Decoder, HeadAccess, weights_fingerprint
+from pia.ipad.decoder import Decoder, weights_fingerprint
 from pia.ipad.targets import DenseTargets, Targets
 
 
@@ -39,11 +39,10 @@ class OnlineTeacher:
 
     Args:
         model: a causal language model; it is not changed.
-        structure: of this model; found from it when None.
     """
 
-    def __init__(self, model: Any, structure: HeadAccess | None = None) -> None:
-        self.decoder = Decoder(model.eval(), structure)
+    def __init__(self, model: Any) -> None:
+        self.decoder = Decoder(model.eval())
 
     @cached_property
     def fingerprint(self) -> str:

@@ -75,8 +75,9 @@ class RowEncoder:
 
     def _pair(self, record: Pair) -> tuple[list[int], list[tuple[int, int]]]:
         text = record.prompt + record.response
-        ids = [*self.begin, *self._ids(text)]
-        start = len(self.begin) + _common(self._ids(record.prompt), ids[len(self.begin) :])
+        ids, ends = self._ids_and_ends(text)
+        start = len(self.begin) + self._tokens_before(len(record.prompt), text, ids, ends)
+        ids = [*self.begin, *ids]
         if self.tokenizer.eos_token_id is not None:
             ids.append(self.tokenizer.eos_token_id)
         return ids, [(start, len(ids))]
@@ -89,24 +90,29 @@ class RowEncoder:
         """
         messages = list(record.messages)
         text = self._written(messages, where)
-        ids = self._ids(text)
+        ids, ends = self._ids_and_ends(text)
         ranges = []
         for number, message in enumerate(messages):
             if message["role"] == "assistant":
                 before = self._written(messages[:number], where, add_generation_prompt=True) if number else ""
-                start = self._tokens_shared(text, ids, before)
-                is_last = number == len(messages) - 1
-                end = (
-                    len(ids)
-                    if is_last
-                    else self._tokens_shared(text, ids, self._written(messages[: number + 1], where))
-                )
+                start = self._tokens_before(_common(text, before), text, ids, ends)
+                after = self._written(messages[: number + 1], where) if number + 1 < len(messages) else text
+                end = self._tokens_before(_common(text, after), text, ids, ends)
                 ranges.append((start, end))
         return ids, ranges
 
-    def _tokens_shared(self, text: str, ids: Sequence[int], prefix: str) -> int:
-        """How many tokens lie before the place where a text leaves its supposed beginning."""
-        return _common(self._ids(text[: _common(text, prefix)]), ids)
+    def _tokens_before(self, place: int, text: str, ids: Sequence[int], ends: Sequence[int] | None) -> int:
+        """How many tokens lie wholly before a place in the text."""
+        if ends is None:
+            return _common(self._ids(text[:place]), ids)
+        return next((number for number, end in enumerate(ends) if end > place), len(ids))
+
+    def _ids_and_ends(self, text: str) -> tuple[list[int], list[int] | None]:
+        """Token ids, and where in the text each token ends, if the tokenizer knows."""
+        if not self.tokenizer.is_fast:
+            return self._ids(text), None
+        found = self.tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+        return list(found["input_ids"]), [end for _, end in found["offset_mapping"]]
 
     def _written(self, messages: Sequence[dict[str, str]], where: str, **options: bool) -> str:
         if not getattr(self.tokenizer, "chat_template", None):

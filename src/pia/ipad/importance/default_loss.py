@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from pia.ipad.importance.batch import Batch, model_inputs, predicted_positions
+from pia.ipad.importance.batch import Batch, model_inputs, predicted_positions, token_ids
 
 
 def sampled_teacher_loss(model: Any, teacher: Any = None, *, seed: int = 0) -> Callable[[Batch], torch.Tensor]:
@@ -54,6 +54,6 @@ def _draw(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 def _generator(batch: Batch, seed: int) -> torch.Generator:
     """Random numbers that depend on the seed and on the batch's own tokens."""
-    tokens = batch["input_ids"].cpu().to(torch.int64).contiguous().numpy().tobytes()
+    tokens = token_ids(batch).cpu().to(torch.int64).contiguous().numpy().tobytes()
     digest = hashlib.sha256(seed.to_bytes(8, "little", signed=True) + tokens).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))

@@ -37,7 +37,7 @@ def measure_importance(
     Args:
         model: to be cut. Left as it was: no hook stays, and whether it trains and what is trained is put back.
         structure: its map.
-        batches: mappings with `input_ids` and, where rows are padded, `attention_mask`, `[rows, tokens]` each.
+        batches: of `pia.ipad.data`, or mappings with `input_ids` and, where rows are padded, `attention_mask`.
         method: for KV groups, neurons and channels: `taylor` (first order, on `loss`) or `activation` (forward only).
         layer_method: for layers: `leave_one_out` (KL from the whole model when one is missing) or `influence` (how far
             a layer turns the stream; one forward for all layers).

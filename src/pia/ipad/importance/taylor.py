@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pia.errors import ShrinkError
-from pia.ipad.importance.batch import Batch, token_weights
+from pia.ipad.importance.batch import Batch, token_ids, token_weights
 from pia.ipad.importance.points import HasPoints, Point, points_of, watching
 from pia.ipad.importance.totals import Totals
 
@@ -38,7 +38,7 @@ def taylor_totals(model: Any, structure: HasPoints, batches: Sequence[Batch], lo
             is_loss = is_loss or abs(value) > _ROUNDING
             for point, effect in effects:
                 totals.add(point, effect.abs().sum(dim=0))
-            num_rows += len(batch["input_ids"])
+            num_rows += len(token_ids(batch))
     if not is_loss:
         raise ShrinkError(
             "the loss is zero on every batch, as the KL of a model to itself is, so it has no gradient: "
