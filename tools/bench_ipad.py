@@ -33,7 +33,7 @@ from pia.ipad.data import Batches, Rows, Split, make_batch, read_rows, split
 from pia.ipad.distil_config import DistillConfig
 from pia.ipad.distiller import Distiller
 from pia.ipad.quality import measure
-from pia.ipad.shrink import Shrunk
+from pia.ipad.shrinking import Shrunk
 from pia.ipad.speed import measure_speeds
 from pia.ipad.structure import structure_of
 from pia.ipad.teacher import OnlineTeacher

@@ -149,3 +149,16 @@ def _shrink(args: argparse.Namespace, name: str, tokenizer: Any, settings: dict[
         )
     show_result(done, as_json=args.json)
     return 0
+
+
+def _plan(args: argparse.Namespace, name: str, tokenizer: Any, settings: dict[str, Any]) -> int:
+    import json
+
+    from pia.cli.shrink_plan import print_plan
+    from pia.cli.shrink_progress import ShrinkProgress
+    from pia.ipad import plan_shrink
+
+    with ShrinkProgress(is_quiet=args.json) as progress:
+        plan = plan_shrink(name, args.data, tokenizer=tokenizer, device=args.device, progress=progress, **settings)
+    print(json.dumps(plan.to_json())) if args.json else print_plan(plan)
+    return 0

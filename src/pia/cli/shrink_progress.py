@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pia.ipad.distiller import StepInfo
     from pia.ipad.record import RoundRecord
     from pia.ipad.shape import Shape
-    from pia.ipad.shrink import Shrunk
+    from pia.ipad.shrinking import Shrunk
 
 _LINE = "{:>5}  {:<44}  {:>6}  {:>16}  {:>6}  {:>16}  {:>6}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from pia.ipad.processes import Processes
 from pia.ipad.record import RoundRecord, ShrinkRecord
 from pia.ipad.run_folder import RunFolder
 from pia.ipad.scores import Scores
@@ -34,6 +35,8 @@ class Journal:
     """
 
     folder: RunFolder
+    processes: Processes
+    """The main one writes, and what it found holds for all."""
     begun: Begun
     record: ShrinkRecord
     shapes: list[Shape] = field(default_factory=list)
@@ -44,7 +47,7 @@ class Journal:
     """No further round shall follow."""
 
     @classmethod
-    def open(cls, folder: RunFolder, begun: Begun, new_record: ShrinkRecord) -> Journal:
+    def open(cls, folder: RunFolder, processes: Processes, begun: Begun, new_record: ShrinkRecord) -> Journal:
         """The journal of a folder, or a new one.
 
         Raises:
@@ -52,11 +55,12 @@ class Journal:
         """
         content = folder.read()
         if content is None:
-            return cls(folder, begun, new_record)
+            return cls(folder, processes, begun, new_record)
         for name, here in asdict(begun).items():
             folder.check_same(name.replace("_", " "), content["begun"][name], here)
         return cls(
             folder,
+            processes,
             begun,
             ShrinkRecord.from_json(content["record"]),
             [Shape(**sizes) for sizes in content["shapes"]],
@@ -103,6 +107,8 @@ class Journal:
         self._change(cut=None, is_over=True, record=replace(self.record, notes=[*self.record.notes, *notes]))
 
     def _change(self, **values: Any) -> None:
-        for name, value in values.items():
+        for name, value in self.processes.from_main(values).items():
             setattr(self, name, value)
-        self.save()
+        if self.processes.is_main:
+            self.save()
+        self.processes.wait()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 class Processes:
@@ -37,6 +39,16 @@ class Processes:
             torch.distributed.all_reduce(flat)
             for tensor, total in zip(group, torch.split(flat, [tensor.numel() for tensor in group]), strict=True):
                 tensor.copy_(total.view_as(tensor))
+
+    def from_main(self, value: T) -> T:
+        """The value that the main process gives; all processes come to it."""
+        if self.num == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        values = [value]
+        broadcast_object_list(values)
+        return values[0]
 
     def wait(self) -> None:
         """Until all processes are here."""

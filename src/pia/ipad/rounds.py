@@ -27,11 +27,12 @@ from pia.ipad.journal import Journal
 from pia.ipad.loss_curve import LossCurve
 from pia.ipad.original import Original
 from pia.ipad.progress import Progress
-from pia.ipad.quality import Quality, measure
+from pia.ipad.quality import measure
 from pia.ipad.record import RoundRecord
 from pia.ipad.scores import Scores
 from pia.ipad.selection import Selection
 from pia.ipad.settings import ShrinkConfig
+from pia.ipad.speed import measure_speeds
 from pia.ipad.structure import structure_of
 from pia.ipad.teacher import Teacher
 
@@ -39,6 +40,7 @@ _CHECKED_TOKENS = 64
 """Of the row on which cut and masked model are compared."""
 _CALIBRATION_BATCH = 8
 """Rows."""
+_SPEED_ROUNDS = 5
 
 
 def steps_of_rounds(num_steps: int, num_rounds: int, last_share: float) -> list[int]:
@@ -84,6 +86,7 @@ class Rounds:
         self.data = data
         self.config = config
         self.journal = journal
+        self.processes = journal.processes
         self.progress = progress
         self.dtype = saved_dtype(original, config)
         steps = config.steps or len(Batches(data.training, config.distil.batch_tokens, config.seed).epoch(0))
@@ -99,27 +102,35 @@ class Rounds:
         while (number := self.journal.next_round) is not None:
             with PeakMemory(self.original.device) as memory:
                 started = time.perf_counter()
-                student, record = self._trained(number)
+                record = self._trained(number)
             record = replace(record, seconds=time.perf_counter() - started, peak_bytes=memory.num_bytes)
+            record = self.processes.from_main(record)
             if self._is_below_floor(record):
                 self._roll_back(record)
             else:
                 self.journal.keep_round(record)
                 self.progress.end_round(record)
-            shutil.rmtree(self.journal.folder.stage_path(number), ignore_errors=True)
-            del student
+            if self.processes.is_main:
+                shutil.rmtree(self.journal.folder.stage_path(number), ignore_errors=True)
 
-    def _trained(self, number: int) -> tuple[Any, RoundRecord]:
-        """The model after a round, as it was saved, and its figures."""
+    def _trained(self, number: int) -> RoundRecord:
+        """Cuts, trains and saves the model of a round; its figures are those of what was saved."""
         student, cut_of_original = self._cut(number)
         curve = self._distil(student, number, cut_of_original)
         path = self.journal.folder.round_path(number)
         self.progress.doing(f"saving round {number}")
-        save_model(student, self.tokenizer, path, self.dtype)
+        if self.processes.is_main:
+            save_model(student, self.tokenizer, path, self.dtype)
+        self.processes.wait()
         student = load_model(path, self.original)
         self.progress.doing(f"measuring round {number}")
+        structure = structure_of(student)
+        cost = cost_of(structure, structure.shape)
         quality = measure(student, self.data.held_out, self.original)
-        return student, self.describe(student, number, cut_of_original, quality, curve)
+        return RoundRecord(
+            number, structure.shape, cut_of_original, cost.parameters, cost.non_embedding,
+            quality.perplexity, quality.kl, quality.agreement, self._speed(student), curve,
+        )  # fmt: skip
 
     def _cut(self, number: int) -> tuple[Any, Selection]:
         """The student of a round before training, and its units as indices of the original's."""
@@ -148,7 +159,7 @@ class Rounds:
 
     def _checked_ids(self) -> torch.Tensor:
         row = max(self.data.training, key=len)
-        return torch.tensor([row.ids[:_CHECKED_TOKENS]], device=self.original.device)
+        return torch.from_numpy(row.ids[None, :_CHECKED_TOKENS]).long().to(self.original.device)
 
     def _distil(self, student: Any, number: int, cut_of_original: Selection) -> list[tuple[int, float]]:
         first, num, total = sum(self.steps[: number - 1]), self.steps[number - 1], sum(self.steps)
@@ -175,16 +186,12 @@ class Rounds:
         ).run()
         return curve.points()
 
-    def describe(
-        self, model: Any, number: int, selection: Selection, quality: Quality, curve: list[tuple[int, float]]
-    ) -> RoundRecord:
-        """The figures of a model along the way."""
-        structure = structure_of(model)
-        cost = cost_of(structure, structure.shape)
-        return RoundRecord(
-            number, structure.shape, selection, cost.parameters, cost.non_embedding,
-            quality.perplexity, quality.kl, quality.agreement, None, curve,
-        )  # fmt: skip
+    def _speed(self, student: Any) -> float:
+        """Tokens per second, on the scale of the original's: both are timed in turns, as machines have busy times."""
+        speeds = measure_speeds({"original": self.original, "student": student}, rounds=_SPEED_ROUNDS)
+        reference = self.journal.record.original.tokens_per_second
+        assert reference is not None
+        return reference * speeds["student"].tokens_per_second / speeds["original"].tokens_per_second
 
     def _is_below_floor(self, record: RoundRecord) -> bool:
         floor, original = self.config.max_perplexity, self.journal.record.original.perplexity
@@ -201,7 +208,8 @@ class Rounds:
         )
         self.journal.end(note)
         self.progress.note(note)
-        shutil.rmtree(self.journal.folder.round_path(record.number), ignore_errors=True)
+        if self.processes.is_main:
+            shutil.rmtree(self.journal.folder.round_path(record.number), ignore_errors=True)
 
 
 def saved_dtype(original: Original, config: ShrinkConfig) -> torch.dtype:

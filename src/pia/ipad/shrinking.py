@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pia.errors import ShrinkError
+from pia.ipad.arithmetic import autocast_dtype
+from pia.ipad.card import write_card
 from pia.ipad.checkpoint import check_room, publish
+from pia.ipad.cost import cost_of
 from pia.ipad.data import Split, read_rows, split
 from pia.ipad.decoder import weights_fingerprint
 from pia.ipad.journal import Begun, Journal
+from pia.ipad.manifest import write_manifest
+from pia.ipad.original import Original
+from pia.ipad.plan import Plan, make_plan
+from pia.ipad.processes import Processes
 from pia.ipad.progress import Progress
 from pia.ipad.quality import measure
-from pia.ipad.record import ShrinkRecord, versions
-from pia.ipad.rounds import Rounds, importance_of
+from pia.ipad.record import RoundRecord, ShrinkRecord, versions
+from pia.ipad.report import write_report
+from pia.ipad.rounds import Rounds, importance_of, saved_dtype
 from pia.ipad.run_folder import RunFolder
+from pia.ipad.selection import Selection
 from pia.ipad.settings import ShrinkConfig
 from pia.ipad.shape import Shape
+from pia.ipad.speed import measure_speeds
 from pia.ipad.structure import structure_of
 from pia.ipad.target import Target
 from pia.ipad.teacher import OnlineTeacher, Teacher
+from pia.ipad.teacher_cache import TeacherCache
 
 
 @dataclass(frozen=True)
@@ -70,12 +82,43 @@ def shrink(
         OSError: something cannot be written, such as on a full disk; the next call goes on.
     """
     config = ShrinkConfig.of(**options)
-    progress = progress or Progress()
+    processes = Processes()
+    progress = progress if progress is not None and processes.is_main else Progress()
     folder = RunFolder(out)
-    with folder.locked(overwrite=overwrite):
+    with folder.locked(overwrite=overwrite) if processes.is_main else nullcontext():
+        processes.wait()
         progress.doing("loading the model")
         original = Original.of(model, tokenizer, device=device)
-        return _Shrink(original, data, held_out, folder, config, command, progress).run()
+        return _Shrink(original, data, held_out, folder, processes, config, command, progress).run()
+
+
+def plan_shrink(
+    model: Any,
+    data: str | os.PathLike[str],
+    *,
+    tokenizer: Any = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+    **options: Any,
+) -> Plan:
+    """What `shrink` would do with the same arguments, without training or writing anything.
+
+    Raises:
+        ShrinkError: the model, the target or the data do not allow it.
+        ModelError: the model cannot be loaded.
+    """
+    config = ShrinkConfig.of(**options)
+    progress = progress or Progress()
+    progress.doing("loading the model")
+    original = Original.of(model, tokenizer, device=device)
+    structure = structure_of(original.model)
+    target = _target(config, structure.shape)
+    progress.doing("reading the data")
+    rows = _read(data, None, original.tokenizer, config).training
+    progress.doing("which units matter")
+    scores = importance_of(original.model, rows, config, teacher=original.model)
+    progress.doing("timing the models of all rounds")
+    return make_plan(original.model, structure, target, scores=scores, limits=config.limits, step=config.round_share)
 
 
 class _Shrink:
@@ -87,12 +130,14 @@ class _Shrink:
         data: str | os.PathLike[str],
         held_out: str | os.PathLike[str] | None,
         folder: RunFolder,
+        processes: Processes,
         config: ShrinkConfig,
         command: str,
         progress: Progress,
     ) -> None:
         self.original = original
         self.folder = folder
+        self.processes = processes
         self.config = config
         self.progress = progress
         self.structure = structure_of(original.model)
@@ -112,7 +157,7 @@ class _Shrink:
             self.original.name, self.structure.family, self._unmeasured(), command=command, seed=self.config.seed,
             data_fingerprint=begun.training_data, config=begun.settings, versions=versions(),
         )  # fmt: skip
-        return Journal.open(self.folder, begun, record)
+        return Journal.open(self.folder, self.processes, begun, record)
 
     def run(self) -> Shrunk:
         """Does what is left."""
@@ -136,7 +181,7 @@ class _Shrink:
             return
         self.progress.doing("measuring the original")
         quality = measure(self.original.model, self.data.held_out)
-        speed = tokens_per_second({"original": self.original.model})["original"]
+        speed = measure_speeds({"original": self.original.model})["original"].tokens_per_second
         self.journal.set_original(replace(original, perplexity=quality.perplexity, tokens_per_second=speed))
 
     def _choose_way(self) -> None:
@@ -145,18 +190,28 @@ class _Shrink:
             return
         self.progress.doing("which units matter")
         scores = importance_of(self.original.model, self.data.training, self.config, teacher=self.original.model)
-        shapes = way(self.structure, scores, self.target, self.config, self.progress)
-        self.journal.set_shapes(shapes, scores)
+        plan = make_plan(
+            self.original.model, self.structure, self.target, scores=scores, limits=self.config.limits,
+            step=self.config.round_share, measures_speed=False,
+        )  # fmt: skip
+        self.journal.set_shapes([planned.shape for planned in plan.rounds], scores)
 
     def _rounds(self) -> Rounds:
         return Rounds(self.original, self._teacher(), self.data, self.config, self.journal, self.progress)
 
     def _teacher(self) -> Teacher:
-        online = OnlineTeacher(self.original.model, self.structure)
+        online = OnlineTeacher(self.original.model)
         settings = self.config.distil
         if settings.teacher == "online" or not settings.needs_teacher:
             return online
-        return cached(online, self.data.training, settings, self.folder.state / "teacher", self.progress)
+        self.progress.doing("asking the original about all rows")
+        online.to(self.processes.device)
+        return TeacherCache.build(
+            online, self.data.training, self.folder.state / "teacher", top_k=settings.top_k,
+            temperature=settings.temperature, batch_tokens=settings.micro_batch_tokens or settings.batch_tokens,
+            autocast_dtype=autocast_dtype(settings.precision, self.processes.device),
+            on_shard=lambda done, total: self.progress.doing(f"asking the original about all rows: {done} of {total}"),
+        )  # fmt: skip
 
     def _bytes_to_write(self) -> int:
         """What the rest may write at most: the rounds' models and the last one again, and a training's checkpoint.
@@ -166,7 +221,8 @@ class _Shrink:
         """
         done = len(self.journal.record.rounds)
         sizes = [cost_of(self.structure, shape).parameters for shape in self.journal.shapes[done:]]
-        return sum(sizes) * self.original.dtype.itemsize + sizes[-1] * self.original.dtype.itemsize + 2 * 12 * sizes[0]
+        saved = saved_dtype(self.original, self.config).itemsize
+        return (sum(sizes) + sizes[-1]) * saved + 2 * 12 * sizes[0]
 
     def _finish(self) -> Shrunk:
         """Puts the last model, with all that is to be known about it, where it belongs."""
@@ -176,12 +232,18 @@ class _Shrink:
                 f"no round was kept, so there is no smaller model: {record.notes[-1]}. Give more --steps, a smaller "
                 "--round-share or a higher --max-perplexity"
             )
+        if self.processes.is_main:
+            self._publish(record)
+        self.processes.wait()
+        return Shrunk(self.folder.path, record)
+
+    def _publish(self, record: ShrinkRecord) -> None:
+        self.progress.doing("writing the model and the report")
         publish(self.folder.round_path(len(record.rounds)), self.folder.path)
         write_manifest(record, self.folder.path)
         write_card(record, self.folder.path)
         write_report(record, self.folder.path)
         shutil.rmtree(self.folder.state / "teacher", ignore_errors=True)
-        return Shrunk(self.folder.path, record)
 
 
 def _target(config: ShrinkConfig, base: Shape) -> Target:
