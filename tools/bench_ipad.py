@@ -1,43 +1,185 @@
-"""Measures IPAD: half of the demo model's weights removed, against one cut with the same steps and training from scratch.
+"""Measures IPAD: half of the demo model's inner weights removed in rounds, at once, and trained from scratch instead.
 
-    python tools/bench_ipad.py [--data gsm8k_train.jsonl] [--test gsm8k_test.jsonl] [--steps 240] [--out build/ipad]
+    python tools/bench_ipad.py [--data gsm8k_train.jsonl] [--test gsm8k_test.jsonl] [--steps 300] [--out build/ipad]
 
 The teacher is the embedded demo model, the data GSM8K's training questions; quality is measured on test questions that
-neither the teacher nor a student was trained on. All contenders see the same batches in the same steps. The very last
-line is one JSON object.
+neither the teacher nor a student was trained on. All contenders see the same batches in the same steps, with the same
+teacher; the one from scratch begins with random weights in the same shape. Speeds are of plain decoding, in turns; the
+small model is then tried as a draft of the large one. The very last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
-from demo_data import load_examples
-from pia.assets import demo_model_path
-from pia.bench.machine import describe_machine
+from demo_data import Example, load_examples
+from pia.assets import demo_model_path, load_demo
+from pia.bench.machine import describe_machine, machine_line
 from pia.bench.memory import PeakMemory
+from pia.cli.loading import quiet_libraries
 from pia.cli.shrink_progress import ShrinkProgress
-from pia.ipad import shrink
-from pia.ipad.data import Batches, Rows, Split, make_batch, read_rows, split
+from pia.ipad import Shrunk, shrink
+from pia.ipad.checkpoint import save_model
+from pia.ipad.data import Batches, Rows, make_batch, read_rows, split
 from pia.ipad.distil_config import DistillConfig
 from pia.ipad.distiller import Distiller
 from pia.ipad.quality import measure
-from pia.ipad.shrinking import Shrunk
-from pia.ipad.speed import measure_speeds
+from pia.ipad.speed import measure_speeds, random_model
 from pia.ipad.structure import structure_of
 from pia.ipad.teacher import OnlineTeacher
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 FIRST_TEST, NUM_TEST = 100, 300
-"""Test questions to measure on: those that the package does not ship."""
+"""Test questions to measure on, behind those that the package ships."""
+DISTILLATION: dict[str, Any] = {
+    "optimizer": "muon", "learning_rate": 1e-3, "batch_tokens": 4096, "attn_implementation": "eager",
+    "lm_weight": 0.1, "checkpoint_every": 100,
+}  # fmt: skip
+"""The same for all contenders. Eager attention is the faster one at these lengths on a CPU."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A contender's small model, and what it took."""
+
+    perplexity: float
+    """On held-out answers, as a multiple of the teacher's."""
+    agreement: float
+    tokens_per_second: float
+    """As a multiple of the teacher's."""
+    seconds: float
+    rounds: int
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--data", type=Path, default=SHARED / "gsm8k_train.jsonl", help="GSM8K's training questions")
+    add("--test", type=Path, default=SHARED / "gsm8k_test.jsonl", help="GSM8K's test questions")
+    add("--out", type=Path, default=Path("build/ipad"), help="folder for the models and the report")
+    add("--steps", type=int, default=300, help="of distillation, for each contender")
+    add("--target", type=float, default=0.5, help="share of the non-embedding parameters that stays")
+    add("--questions", type=int, default=30, help="to try the small model as a draft on; 0: not at all")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    quiet_libraries()
+    shutil.rmtree(args.out, ignore_errors=True)
+    args.out.mkdir(parents=True)
+    training, held_out = write_data(args)
+    bench = Bench(args, training, held_out)
+    started = time.perf_counter()
+    results = bench.run()
+    memory = bench.memory()
+    drafts = draft_figures(args) if args.questions else None
+    bench.show(results, memory)
+    print(json.dumps({
+        "benchmark": "ipad",
+        "teacher_perplexity": bench.teacher_quality.perplexity,
+        "shape": str(bench.shape),
+        "kept": bench.kept,
+        "steps": args.steps,
+        "contenders": {name: vars(result) for name, result in results.items()},
+        "memory": memory,
+        "as_draft": drafts,
+        "minutes": round((time.perf_counter() - started) / 60, 1),
+        "machine": describe_machine(bench.teacher),
+    }))  # fmt: skip
+    return 0
+
+
+def write_data(args: argparse.Namespace) -> tuple[Path, Path]:
+    """Files of questions and answers without calculator marks, as the teacher learnt them."""
+    try:
+        train, test = load_examples(args.data), load_examples(args.test)
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from None
+    paths = args.out / "train.jsonl", args.out / "test.jsonl"
+    for path, examples in zip(paths, (train, test[FIRST_TEST : FIRST_TEST + NUM_TEST]), strict=True):
+        path.write_text("".join(map(_line, examples)), encoding="utf-8")
+    return paths
+
+
+def _line(example: Example) -> str:
+    return json.dumps({"question": example.question, "answer": example.answer}) + "\n"
+
+
+class Bench:
+    """The contenders, one after the other."""
+
+    def __init__(self, args: argparse.Namespace, training: Path, held_out: Path) -> None:
+        self.args = args
+        self.files = training, held_out
+        self.teacher, self.tokenizer = load_demo()
+        self.config = DistillConfig(**DISTILLATION)
+        settings = {"max_length": self.config.max_length, "prompt_weight": self.config.prompt_weight}
+        rows, measured = (read_rows(path, self.tokenizer, **settings) for path in self.files)
+        self.rows, self.held_out = split(rows, measured)
+        self.teacher_quality = measure(self.teacher, self.held_out)
+        self.shape: Any = None
+        self.kept = 1.0
+        self.peak: int | None = None
+
+    def run(self) -> dict[str, Result]:
+        """All contenders; the iterative one decides the shape."""
+        iterative = self.shrink("iterative", target=self.args.target)
+        record = iterative.record
+        self.shape, self.kept = record.last.shape, record.last.non_embedding / record.original.non_embedding
+        self.peak = max((r.peak_bytes for r in record.rounds if r.peak_bytes), default=None)
+        one_shot = self.shrink("one-shot", shape=str(self.shape), round_share=1.0)
+        seconds = self.from_scratch(self.args.out / "from-scratch")
+        times = {
+            "iterative": (_seconds(iterative), len(record.rounds)),
+            "one-shot": (_seconds(one_shot), 1),
+            "from-scratch": (seconds, 1),
+        }
+        models = {name: _load(self.args.out / name) for name in times}
+        speeds = measure_speeds({"teacher": self.teacher, **models}, rounds=9, new_tokens=64)
+        base = speeds["teacher"].tokens_per_second
+        results = {}
+        for name, model in models.items():
+            quality = measure(model, self.held_out, self.teacher)
+            results[name] = Result(
+                quality.perplexity / self.teacher_quality.perplexity,
+                quality.agreement or 0.0,
+                speeds[name].tokens_per_second / base,
+                *times[name],
+            )
+        return results
+
+    def shrink(self, name: str, **options: Any) -> Shrunk:
+        """A shrink with the settings of all."""
+        print(f"\n{name}", flush=True)
+        with ShrinkProgress(is_quiet=False) as progress:
+            return shrink(
+                str(demo_model_path()), self.files[0], self.args.out / name, held_out=self.files[1],
+                command=" ".join(sys.argv), progress=progress, steps=self.args.steps, calibration_rows=32,
+                **options, **DISTILLATION,
+            )  # fmt: skip
+
+    def from_scratch(self, folder: Path) -> float:
+        """Random weights of the same shape, trained with the same steps and the same teacher."""
+        print("\nfrom scratch", flush=True)
+        student = random_model(structure_of(self.teacher), self.shape, self.teacher)
+        started = time.perf_counter()
+        Distiller(
+            student, OnlineTeacher(self.teacher), self.rows, self.config, seed=0, folder=folder / "stage",
+            num_steps=self.args.steps,
+        ).run()  # fmt: skip
+        save_model(student, self.tokenizer, folder, torch.bfloat16)
+        return time.perf_counter() - started

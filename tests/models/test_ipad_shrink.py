@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ipad_checkpoints import OPTIONS, save_questions, save_small_model
 from pia.errors import ModelError, ShrinkError
-from pia.ipad import plan_shrink, shrink
+from pia.ipad import plan_shrink, rounds, shrink
+from pia.ipad.quality import measure
 from pia.ipad.rounds import steps_of_rounds
 
 LOAD_WITHOUT_PIA = """
@@ -79,7 +81,7 @@ def test_the_result_loads_where_there_is_no_pia(place, done, tmp_path):
 
 
 def test_beside_the_model_lie_manifest_card_and_report(done):
-    manifest = json.loads((done.path / "shrink_manifest.json").read_text())
+    manifest = json.loads((done.path / "pia_shrink.json").read_text())
     assert manifest["data_fingerprint"] == done.record.data_fingerprint
     assert (done.path / "README.md").read_text().startswith("---\n")
     assert "<html" in (done.path / "report.html").read_text()
@@ -91,7 +93,7 @@ def test_beside_the_model_lie_manifest_card_and_report(done):
 def test_the_same_call_again_does_nothing_and_says_the_same(place, done):
     before = os.stat(place / "out" / "rounds" / "round-01" / "model.safetensors").st_mtime_ns
     again = shrink(str(place / "model"), place / "data.jsonl", place / "out", **OPTIONS)
-    assert again.record == done.record or again.record.to_json() == done.record.to_json()
+    assert again.record.to_json() == done.record.to_json()
     assert os.stat(place / "out" / "rounds" / "round-01" / "model.safetensors").st_mtime_ns == before
 
 
@@ -125,8 +127,14 @@ def test_a_cached_teacher_serves_as_well_and_is_removed(place, tmp_path):
 
 @pytest.mark.parametrize(
     ("num_steps", "num_rounds", "share", "expected"),
-    [(10, 1, 0.5, [10]), (10, 2, 0.5, [5, 5]), (12, 4, 0.5, [2, 2, 2, 6]), (4, 4, 0.9, [1, 1, 1, 1]), (9, 3, 0.1, [4, 4, 1])],
-)  # fmt: skip
+    [
+        (10, 1, 0.5, [10]),
+        (10, 2, 0.5, [5, 5]),
+        (12, 4, 0.5, [2, 2, 2, 6]),
+        (4, 4, 0.9, [1, 1, 1, 1]),
+        (9, 3, 0.1, [4, 4, 1]),
+    ],
+)
 def test_steps_are_dealt_out_to_rounds(num_steps, num_rounds, share, expected):
     assert steps_of_rounds(num_steps, num_rounds, share) == expected
 
@@ -136,23 +144,25 @@ def test_fewer_steps_than_rounds_are_refused():
         steps_of_rounds(3, 4, 0.5)
 
 
-def test_a_round_below_the_floor_is_rolled_back(place, done, tmp_path):
-    original = done.record.original.perplexity
-    ratios = [record.perplexity / original for record in done.record.rounds]
-    worst = max(range(len(ratios)), key=ratios.__getitem__)
-    assert worst > 0, "the first round must hold for this test"
-    floor = (ratios[worst] + max(ratios[:worst])) / 2
-    options = {**OPTIONS, "max_perplexity": floor}
-    found = shrink(str(place / "model"), place / "data.jsonl", tmp_path / "out", **options)
-    assert found.record.last.number == worst
+def test_a_round_below_the_floor_is_rolled_back(place, done, tmp_path, monkeypatch):
+    """The tiny model's texts are noise, so that rounds get worse is put on."""
+
+    def worse_with_every_layer_that_goes(student, *args):
+        quality = measure(student, *args)
+        return replace(quality, perplexity=quality.perplexity * 1.5 ** (4 - student.config.num_hidden_layers))
+
+    monkeypatch.setattr(rounds, "measure", worse_with_every_layer_that_goes)
+    found = shrink(str(place / "model"), place / "data.jsonl", tmp_path / "out", **{**OPTIONS, "max_perplexity": 1.8})
+    assert found.record.last.shape.num_layers == 3
     assert "rolled back" in found.record.notes[-1]
+    last = found.record.last.number
     kept = sorted(path.name for path in (tmp_path / "out" / "rounds").iterdir())
-    assert kept == [f"round-{number:02}" for number in range(1, worst + 1)]
-    assert weights(tmp_path / "out") == weights(place / "out" / "rounds" / f"round-{worst:02}")
+    assert kept == [f"round-{number:02}" for number in range(1, last + 1)]
+    assert weights(tmp_path / "out") == weights(place / "out" / "rounds" / f"round-{last:02}")
 
 
 def test_where_no_round_holds_it_says_what_to_do(place, tmp_path):
-    with pytest.raises(ShrinkError, match="no round was kept.*--steps"):
+    with pytest.raises(ShrinkError, match=r"no round was kept.*--steps"):
         shrink(str(place / "model"), place / "data.jsonl", tmp_path / "out", **{**OPTIONS, "max_perplexity": 1e-3})
 
 
@@ -186,7 +196,7 @@ def test_what_cannot_be_is_refused_with_its_name(place, tmp_path, change, messag
 
 def test_too_little_data_is_refused_with_what_is_needed(place, tmp_path):
     few = save_questions(tmp_path / "few.jsonl", 5)
-    with pytest.raises(ShrinkError, match="5 different rows, and .* are needed"):
+    with pytest.raises(ShrinkError, match=r"5 different rows, and .* are needed"):
         shrink(str(place / "model"), few, tmp_path / "out", **OPTIONS)
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(ShrinkError, match=r"empty.jsonl is empty"):
@@ -203,8 +213,7 @@ def test_quantised_weights_are_refused(place, tmp_path):
 
 
 def test_a_plan_trains_and_writes_nothing(place, done):
-    options = {name: value for name, value in OPTIONS.items()}
-    plan = plan_shrink(str(place / "model"), place / "data.jsonl", **options)
+    plan = plan_shrink(str(place / "model"), place / "data.jsonl", **OPTIONS)
     assert [r.shape for r in plan.rounds] == [r.shape for r in done.record.rounds]
     assert plan.final.cost.parameters == done.record.last.parameters
 
