@@ -98,7 +98,9 @@ def test_cutting_twice_is_cutting_once(name):
     later = Selection.everything(shape)
     heads = shape.num_kv_heads * structure_of(once).queries_per_group
     hidden = shape.hidden_size if structure_of(once).ties_hidden_to_heads else shape.hidden_size - heads
-    later = Selection((1,), later.kv_groups[1:], (tuple(range(5, 17)),), tuple(range(shape.hidden_size))[-hidden:])
+    later = Selection(
+        (1,), later.kv_groups[1:], (tuple(range(5, 11)),), tuple(range(shape.hidden_size))[-hidden:], later.experts[1:]
+    )
     twice, at_once = cut(once, later), cut(model, first.then(later))
     assert structure_of(twice).shape == structure_of(at_once).shape == later.shape
     assert twice.config.to_dict() == at_once.config.to_dict()
