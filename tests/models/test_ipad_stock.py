@@ -78,18 +78,18 @@ def test_the_cache_of_the_cut_model(name):
     assert torch.equal(found, ids)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", KINDS[::2])
 def test_pia_runs_the_cut_model(name):
     model = shrinkable(name, torch.float32)
     small = cut(model, half(model))
     lookahead = pia.Lookahead(budget=8)
-    for seed in range(3):
+    for seed in range(2):
         ids = token_ids(1, 9, seed=seed)
         plain = small.generate(ids, max_new_tokens=20, do_sample=False)
         assert torch.equal(small.generate(ids, max_new_tokens=20, do_sample=False, custom_generate=lookahead), plain)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", KINDS)
 def test_cutting_twice_is_cutting_once(name):
     model = shrinkable(name)
     first = half(model)

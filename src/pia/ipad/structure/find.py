@@ -34,6 +34,8 @@ def structure_of(model: Any) -> Structure:
     """
     check_weights(model)
     family = _family_of(model)
+    if getattr(model.config, "is_heterogeneous", False):
+        raise ShrinkError("the layers of this model have configurations of their own; only equal layers can be cut")
     if reason := family.refuse(model.config):
         raise ShrinkError(f"this {family.model_type} model cannot be shrunk: {reason}")
     is_tied = check_ties(model, family)

@@ -138,7 +138,7 @@ class Structure:
         return [layer.get_submodule(name) for layer in self.layers(model) for name in self.map.branch_norms]
 
     def stream_starts(self, model: Any) -> list[Any]:
-        """Modules whose outputs `[..., hidden]` add up to the stream that the first layer reads."""
+        """Modules whose outputs `[..., hidden]` add up to the stream that the first layer reads, but for a factor."""
         return _existing(model, self.map.stream_starts)
 
     def head(self, model: Any) -> Any:
