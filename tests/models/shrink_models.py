@@ -16,6 +16,7 @@ KINDS = (
     "qwen2 (windows)",
     "gemma2 (tied)",
     "phi3",
+    "qwen3_moe",
     "opt (projected, norms after)",
     "gpt2 (tied)",
 )
@@ -32,6 +33,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {}),
     "qwen2 (windows)": ("qwen2 (windows)", dict(layer_types=_WINDOWS[1:] + _WINDOWS[:1], max_window_layers=1)),
     "qwen3": ("qwen3", dict(head_dim=12)),
+    "ministral": ("ministral", dict(layer_types=_WINDOWS)),
+    "granite": ("granite", dict(logits_scaling=3.0, embedding_multiplier=5.0, residual_multiplier=0.4)),
+    "smollm3": ("smollm3", dict(no_rope_layers=[1, 0, 1], tie_word_embeddings=True)),
+    "seed_oss": ("seed_oss", {}),
+    "ernie4_5": ("ernie4_5", {}),
+    "arcee": ("arcee", {}),
     "gemma": ("gemma", {}),
     "gemma (tied)": ("gemma", dict(tie_word_embeddings=True)),
     "gemma2": ("gemma2", dict(layer_types=_WINDOWS, final_logit_softcapping=3.0)),
@@ -40,6 +47,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "glm": ("glm", {}),
     "glm4": ("glm4", {}),
     "phi3": ("phi3", {}),
+    "mixtral": ("mixtral", {}),
+    "qwen3_moe": ("qwen3_moe", dict(norm_topk_prob=True)),
     "opt": ("opt", {}),
     "opt (tied)": ("opt", dict(tie_word_embeddings=True)),
     "opt (projected, norms after)": ("opt", dict(word_embed_proj_dim=20, do_layer_norm_before=False)),
@@ -54,8 +63,9 @@ def shrinkable(name: str, dtype: torch.dtype = torch.float64, **changes: Any) ->
     class_name, options = ZOO[zoo_name]
     layers = {"n_layer" if zoo_name == "gpt2" else "num_hidden_layers": 3}
     kind = getattr(transformers, class_name)
+    experts = {"experts_implementation": "eager"} if dtype == torch.float64 else {}  # other kernels lack it
     torch.manual_seed(0)
-    model = kind._from_config(kind.config_class(**{**options, **layers, **own, **changes}), dtype=dtype)
+    model = kind._from_config(kind.config_class(**{**options, **layers, **own, **changes}), dtype=dtype, **experts)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim == 1:
@@ -88,4 +98,5 @@ def half(model: Any) -> Selection:
         kv_groups=(tuple(range(num_kv_heads)), tuple(range(shape.num_kv_heads))[-num_kv_heads:]),
         ffn=(tuple(range(0, 2 * ffn, 2)), tuple(range(1, ffn + 1))),
         hidden=tuple(range(shape.hidden_size))[-hidden - 3 : -3],
+        experts=((0, 1, 3), (1, 2, 3)) if shape.num_experts else (),
     )

@@ -28,11 +28,13 @@ def selections(draw, model) -> Selection:
     layers = some(shape.num_layers, draw(st.integers(1, shape.num_layers)))
     num_kv_heads = draw(st.integers(1, shape.num_kv_heads))
     ffn = draw(st.integers(1, shape.ffn_size))
+    num_experts = draw(st.integers(model.config.num_experts_per_tok, shape.num_experts)) if shape.num_experts else 0
     return Selection(
         layers,
         tuple(some(shape.num_kv_heads, num_kv_heads) for _ in layers),
         tuple(some(shape.ffn_size, ffn) for _ in layers),
         some(shape.hidden_size, draw(st.sampled_from(hidden_sizes(model, num_kv_heads)))),
+        tuple(some(shape.num_experts, num_experts) for _ in layers) if num_experts else (),
     )
 
 

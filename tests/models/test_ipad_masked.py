@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from shrink_models import MODELS, half, shrinkable, token_ids
+from shrink_models import KINDS, half, shrinkable, token_ids
 
 from pia.errors import ShrinkError
 from pia.ipad.cut import cut
@@ -22,7 +22,7 @@ def hooks(model):
     return [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", KINDS)
 def test_the_model_is_itself_again(name):
     model = shrinkable(name)
     before, num_hooks = logits(model), hooks(model)

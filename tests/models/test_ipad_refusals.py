@@ -122,3 +122,7 @@ def test_selections_of_another_model(change):
     everything = vars(Selection.everything(structure_of(model).shape))
     with pytest.raises(ShrinkError, match="make it"):
         cut(model, Selection(**{**everything, **change}))
+
+
+def test_experts_in_some_layers_only():
+    refused(shrinkable("qwen3_moe", mlp_only_layers=[1]), "some of its layers have experts")

@@ -78,18 +78,18 @@ def test_the_cache_of_the_cut_model(name):
     assert torch.equal(found, ids)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", KINDS[::2])
 def test_pia_runs_the_cut_model(name):
     model = shrinkable(name, torch.float32)
     small = cut(model, half(model))
     lookahead = pia.Lookahead(budget=8)
-    for seed in range(3):
+    for seed in range(2):
         ids = token_ids(1, 9, seed=seed)
         plain = small.generate(ids, max_new_tokens=20, do_sample=False)
         assert torch.equal(small.generate(ids, max_new_tokens=20, do_sample=False, custom_generate=lookahead), plain)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", KINDS)
 def test_cutting_twice_is_cutting_once(name):
     model = shrinkable(name)
     first = half(model)
@@ -98,7 +98,9 @@ def test_cutting_twice_is_cutting_once(name):
     later = Selection.everything(shape)
     heads = shape.num_kv_heads * structure_of(once).queries_per_group
     hidden = shape.hidden_size if structure_of(once).ties_hidden_to_heads else shape.hidden_size - heads
-    later = Selection((1,), later.kv_groups[1:], (tuple(range(5, 17)),), tuple(range(shape.hidden_size))[-hidden:])
+    later = Selection(
+        (1,), later.kv_groups[1:], (tuple(range(5, 11)),), tuple(range(shape.hidden_size))[-hidden:], later.experts[1:]
+    )
     twice, at_once = cut(once, later), cut(model, first.then(later))
     assert structure_of(twice).shape == structure_of(at_once).shape == later.shape
     assert twice.config.to_dict() == at_once.config.to_dict()

@@ -43,8 +43,11 @@ def test_sizes_are_those_that_the_modules_see(model):
     heads = shape.num_kv_heads * structure.queries_per_group
     for seen, _ in inputs_and_outputs(model, [structure.attention_output(layer) for layer in layers]):
         assert seen.shape == (2, 9, heads * structure.head_dim)
-    for seen, _ in inputs_and_outputs(model, [structure.ffn_output(layer) for layer in layers]):
-        assert seen.shape[-1] == shape.ffn_size and seen.numel() == 2 * 9 * shape.ffn_size
+    if not shape.num_experts:
+        for seen, _ in inputs_and_outputs(model, [structure.ffn_output(layer) for layer in layers]):
+            assert seen.shape[-1] == shape.ffn_size and seen.numel() == 2 * 9 * shape.ffn_size
+    for _, out in inputs_and_outputs(model, [end for layer in layers for end in structure.branch_ends(layer)]):
+        assert out.shape[-1] == shape.hidden_size
     norms = structure.norms(model) + structure.branch_norms(model)
     for _, out in inputs_and_outputs(model, norms):
         assert out.shape[-1] == shape.hidden_size
@@ -61,7 +64,8 @@ def test_the_stream_starts_where_the_map_says(model):
     structure = structure_of(model)
     starts = inputs_and_outputs(model, structure.stream_starts(model))
     (seen, _), *_ = inputs_and_outputs(model, [structure.layers(model)[0]])
-    torch.testing.assert_close(sum(out for _, out in starts).expand_as(seen), seen)
+    factor = getattr(model.config, "embedding_multiplier", 1)
+    torch.testing.assert_close(factor * sum(out for _, out in starts).expand_as(seen), seen)
 
 
 def test_logits_are_those_of_the_model(model):
@@ -129,3 +133,15 @@ def test_what_vllm_makes_of_a_shape():
     assert "need hidden=32" in qwen.vllm_problem(replace(qwen.shape, **narrow))
     assert qwen.vllm_problem(replace(qwen.shape, num_kv_heads=1, **narrow)) is None
     assert llama.vllm_problem(replace(llama.shape, **narrow)) is None
+
+
+def test_experts_and_their_router():
+    model = shrinkable("mixtral")
+    structure = structure_of(model)
+    layer = structure.layers(model)[0]
+    assert structure.shape.num_experts == 4 and structure.router(layer) is layer.mlp.gate
+    assert structure.experts(layer).down_proj.shape == (4, 32, 48)
+    with pytest.raises(ShrinkError, match="experts of mixtral models are one module"):
+        structure.ffn_output(layer)
+    with pytest.raises(ShrinkError, match="goes to 2 experts; keep that many"):
+        structure.check(replace(structure.shape, num_experts=1))

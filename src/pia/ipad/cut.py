@@ -29,7 +29,7 @@ def cut(model: Any, selection: Selection) -> Any:
     structure.check_selection(selection)
     config = structure.config_for(selection.shape, selection.layers)
     small = _blank(model, config)
-    small.load_state_dict(_weights(model, structure, selection), strict=True)
+    _fill(small, model, structure, selection)
     if structure.map.compensate is not None:
         structure.map.compensate(model, small)
     if getattr(model, "generation_config", None) is not None:
@@ -39,24 +39,30 @@ def cut(model: Any, selection: Selection) -> Any:
 
 def _blank(model: Any, config: Any) -> Any:
     """A model whose weights are about to be replaced; making it draws random numbers, which nobody else shall miss."""
-    attention = model.config._attn_implementation
+    kernels = {"attn_implementation": model.config._attn_implementation}
+    if experts := getattr(model.config, "_experts_implementation", None):
+        kernels["experts_implementation"] = experts
     with torch.random.fork_rng(devices=[]):
-        small = type(model)._from_config(config, dtype=model.dtype, attn_implementation=attention)
+        small = type(model)._from_config(config, dtype=model.dtype, **kernels)
     return small.to(model.device)
 
 
-def _weights(model: Any, structure: Structure, selection: Selection) -> dict[str, torch.Tensor]:
+def _fill(small: Any, model: Any, structure: Structure, selection: Selection) -> None:
+    """Copies what stays, weight by weight, so that no third model is ever in memory."""
     rows = {layer: row for row, layer in enumerate(selection.layers)}
     kept = {row: structure.kept(selection, row) for row in (None, *rows.values())}
-    weights = {}
+    blanks = small.state_dict()
     for name, weight in model.state_dict().items():
         layer, dims = structure.place(name)
         assert dims is not None, f"{name} is on no map"
-        if layer is None:
-            weights[name] = kept[None].cut(weight, dims)
-        elif layer in rows:
-            weights[_renamed(name, structure, rows[layer])] = kept[rows[layer]].cut(weight, dims)
-    return weights
+        if layer is not None and layer not in rows:
+            continue
+        row = None if layer is None else rows[layer]
+        blank = blanks.pop(name if row is None else _renamed(name, structure, row))
+        stays = kept[row].cut(weight, dims)
+        assert stays.shape == blank.shape, f"{name} is cut to {tuple(stays.shape)}, not {tuple(blank.shape)}"
+        blank.copy_(stays)
+    assert not blanks, f"nothing is left for {', '.join(blanks)}"
 
 
 def _renamed(name: str, structure: Structure, row: int) -> str:

@@ -12,7 +12,7 @@ from pia.ipad.shape import Shape
 from pia.ipad.structure.axes import Sizes
 from pia.ipad.structure.family import Family
 
-_PER_LAYER = ("layer_types",)
+_PER_LAYER = ("layer_types", "no_rope_layers")
 """Fields that hold a value for each layer."""
 
 

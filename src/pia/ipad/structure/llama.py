@@ -44,9 +44,19 @@ def like_llama(model_type: str, model_class: str, **changes: Any) -> Family:
     return Family(model_type, model_class, **{**parts, **changes})
 
 
+def _granite_logits(config: Any, logits: Any) -> Any:
+    return logits / config.logits_scaling
+
+
 FAMILIES = (
     like_llama("llama", "LlamaForCausalLM"),
     like_llama("mistral", "MistralForCausalLM"),
+    like_llama("ministral", "MinistralForCausalLM"),
     like_llama("qwen2", "Qwen2ForCausalLM", vllm_ties_hidden_to_heads=True),
     like_llama("qwen3", "Qwen3ForCausalLM", inside={**ATTENTION, **HEAD_NORMS, **GATED, **norms(PRE_NORMS)}),
+    like_llama("granite", "GraniteForCausalLM", logits=_granite_logits),
+    like_llama("smollm3", "SmolLM3ForCausalLM"),
+    like_llama("seed_oss", "SeedOssForCausalLM"),
+    like_llama("ernie4_5", "Ernie4_5ForCausalLM"),
+    like_llama("arcee", "ArceeForCausalLM"),
 )
