@@ -130,7 +130,7 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def trained(folder, source, **changes):
+def trained(folder, source, num_steps=6, **changes):
     infos = []
     config = DistillConfig(
         **{
@@ -140,12 +140,12 @@ def trained(folder, source, **changes):
     )
     student = Distiller(
         small_llama(num_hidden_layers=1),
-        teacher,
+        source,
         ROWS,
         config,
         seed=5,
         folder=folder,
-        num_steps=6,
+        num_steps=num_steps,
         on_step=infos.append,
     ).run()
     return flat_weights(student), infos
@@ -160,8 +160,8 @@ def test_a_student_of_a_large_cache_learns_what_one_of_the_teacher_does(tmp_path
 
 @pytest.mark.parametrize("divergence", ["reverse_kl", "jsd"])
 def test_other_divergences_of_few_tokens_fall_too(tmp_path, divergence):
-    _, infos = trained(tmp_path / "a", build(tmp_path / "cache"), teacher="cache", divergence=divergence)
-    assert infos[-1].kl < infos[0].kl
+    _, infos = trained(tmp_path / "a", build(tmp_path / "cache"), teacher="cache", divergence=divergence, num_steps=30)
+    assert sum(i.kl for i in infos[-5:]) < 0.9 * sum(i.kl for i in infos[:5])
 
 
 def test_a_cache_of_another_temperature_is_refused_in_training(tmp_path):
