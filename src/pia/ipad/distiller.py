@@ -149,6 +149,7 @@ class Distiller:
         numbers = self.batches.numbers(step)
         weight = sum(self._row_weights[n] for n in numbers)
         sums = self._gradients(self.processes.share(numbers), weight)
+        sums = sums.to(self.device) if self.processes.num > 1 else sums
         self.processes.add_up([sums, *(p.grad for p in self.parameters if p.grad is not None)])
         loss, kl, lm = (sums / weight).tolist()
         if not math.isfinite(loss):
