@@ -152,12 +152,13 @@ class Distiller:
         sums = sums.to(self.device) if self.processes.num > 1 else sums
         self.processes.add_up([sums, *(p.grad for p in self.parameters if p.grad is not None)])
         loss, kl, lm = (sums / weight).tolist()
-        if not math.isfinite(loss):
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip))
+        if not math.isfinite(loss) or not math.isfinite(norm):
             raise ShrinkError(
-                f"the loss is {loss} at step {step}: lower learning_rate (it is {self.config.learning_rate:g}), or "
-                f"take more warmup_steps; the weights of the last checkpoint are in {self.checkpoint.folder}"
+                f"the loss is {loss} and its gradient's norm {norm} at step {step}: lower learning_rate (it is "
+                f"{self.config.learning_rate:g}), or take more warmup_steps; the weights of the last checkpoint are in "
+                f"{self.checkpoint.folder}"
             )
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
         learning_rate = self.config.learning_rate * self.stage.lr_factor(number, self.config.warmup_steps)
         set_learning_rate(optimizers, learning_rate)
         for optimizer in optimizers:
