@@ -269,6 +269,13 @@ def test_attention_is_changed_for_the_time_of_training_alone(tmp_path):
     assert student.config._attn_implementation == teacher.config._attn_implementation == "sdpa"
 
 
+def test_attention_that_a_model_does_not_have_is_refused(tmp_path):
+    student = small_llama()
+    with pytest.raises(ShrinkError, match="LlamaForCausalLM has no attention called fast here"):
+        distilled(tmp_path, student=student, attn_implementation="fast")
+    assert student.config._attn_implementation == "sdpa"
+
+
 KILLED = dict(num_steps=40, optimizer="muon", checkpoint_every=1)
 RUN = """
 import json, sys, torch

@@ -222,7 +222,7 @@ class Distiller:
         before = [model.config._attn_implementation for model in models]
         try:
             for model in models if wanted else []:
-                model.set_attn_implementation(wanted)
+                _set_attention(model, wanted)
             yield
         finally:
             for model, name in zip(models, before, strict=True):
@@ -265,3 +265,10 @@ class Distiller:
             None if self.channels is None else self.channels.tolist(),
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _set_attention(model: Any, name: str | None) -> None:
+    try:
+        model.set_attn_implementation(name)
+    except (ValueError, ImportError) as error:
+        raise ShrinkError(f"{type(model).__name__} has no attention called {name} here: {error}") from error
