@@ -8,7 +8,19 @@ import torch
 import transformers
 from zoo import ZOO
 
+from pia.ipad.selection import Selection
 from pia.ipad.structure import structure_of
+
+KINDS = (
+    "llama (tied, biases)",
+    "qwen2 (windows)",
+    "gemma2 (tied)",
+    "phi3",
+    "qwen3_moe",
+    "opt (projected, norms after)",
+    "gpt2 (tied)",
+)
+"""One model for each kind of structure, where all of them would take too long."""
 
 _WINDOWS = ["sliding_attention", "full_attention", "sliding_attention"]
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -29,6 +41,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "glm": ("glm", {}),
     "glm4": ("glm4", {}),
     "phi3": ("phi3", {}),
+    "mixtral": ("mixtral", {}),
+    "qwen3_moe": ("qwen3_moe", dict(norm_topk_prob=True)),
     "opt": ("opt", {}),
     "opt (tied)": ("opt", dict(tie_word_embeddings=True)),
     "opt (projected, norms after)": ("opt", dict(word_embed_proj_dim=20, do_layer_norm_before=False)),
@@ -43,8 +57,9 @@ def shrinkable(name: str, dtype: torch.dtype = torch.float64, **changes: Any) ->
     class_name, options = ZOO[zoo_name]
     layers = {"n_layer" if zoo_name == "gpt2" else "num_hidden_layers": 3}
     kind = getattr(transformers, class_name)
+    experts = {"experts_implementation": "eager"} if dtype == torch.float64 else {}  # other kernels lack it
     torch.manual_seed(0)
-    model = kind._from_config(kind.config_class(**{**options, **layers, **own, **changes}), dtype=dtype)
+    model = kind._from_config(kind.config_class(**{**options, **layers, **own, **changes}), dtype=dtype, **experts)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim == 1:
@@ -64,3 +79,18 @@ def hidden_sizes(model: Any, num_kv_heads: int) -> list[int]:
     if structure.ties_hidden_to_heads:
         return [heads * structure.head_dim]
     return [size for size in range(1, structure.shape.hidden_size + 1) if size % heads == 0]
+
+
+def half(model: Any) -> Selection:
+    """Two layers, one group less, some neurons and channels less; no row like the other."""
+    shape = structure_of(model).shape
+    num_kv_heads = max(1, shape.num_kv_heads - 1)
+    hidden = [size for size in hidden_sizes(model, num_kv_heads) if size + 3 <= shape.hidden_size][-1]
+    ffn = shape.ffn_size // 2
+    return Selection(
+        layers=(0, 2),
+        kv_groups=(tuple(range(num_kv_heads)), tuple(range(shape.num_kv_heads))[-num_kv_heads:]),
+        ffn=(tuple(range(0, 2 * ffn, 2)), tuple(range(1, ffn + 1))),
+        hidden=tuple(range(shape.hidden_size))[-hidden - 3 : -3],
+        experts=((0, 1, 3), (1, 2, 3)) if shape.num_experts else (),
+    )

@@ -39,9 +39,11 @@ def cut(model: Any, selection: Selection) -> Any:
 
 def _blank(model: Any, config: Any) -> Any:
     """A model whose weights are about to be replaced; making it draws random numbers, which nobody else shall miss."""
-    attention = model.config._attn_implementation
+    kernels = {"attn_implementation": model.config._attn_implementation}
+    if experts := getattr(model.config, "_experts_implementation", None):
+        kernels["experts_implementation"] = experts
     with torch.random.fork_rng(devices=[]):
-        small = type(model)._from_config(config, dtype=model.dtype, attn_implementation=attention)
+        small = type(model)._from_config(config, dtype=model.dtype, **kernels)
     return small.to(model.device)
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from pia.ipad.expert_gates import expert_hooks
 from pia.ipad.selection import Selection
 from pia.ipad.structure import Structure, structure_of
 from pia.ipad.structure.axes import FFN, HIDDEN, QUERY
+from pia.ipad.twins import narrow_norm
 
 
 @contextmanager
@@ -20,7 +21,8 @@ def masked(model: Any, selection: Selection) -> Iterator[Any]:
     """Under it, the model computes what `cut` makes of it; run it with `use_cache=False`.
 
     Layers that go pass the stream through, groups and neurons that go give zero, hidden channels that go carry zero,
-    and norms take their statistics over the channels that stay. Weights are never touched.
+    norms take their statistics over the channels that stay, and routers choose among the experts that stay. Weights
+    are never touched.
 
     Args:
         model: of a supported family.
@@ -54,19 +56,22 @@ def _layer_hooks(model: Any, structure: Structure, selection: Selection) -> Iter
             continue
         kept = structure.kept(selection, rows[number])
         yield _zero_inputs(structure.attention_output(layer), kept.dropped(QUERY))
-        yield _zero_inputs(structure.ffn_output(layer), kept.dropped(FFN))
+        if structure.shape.num_experts:
+            yield from expert_hooks(structure.router(layer), structure.experts(layer), kept)
+        else:
+            yield _zero_inputs(structure.ffn_output(layer), kept.dropped(FFN))
 
 
 def _channel_hooks(model: Any, structure: Structure, selection: Selection) -> Iterator[Any]:
     kept = structure.kept(selection)
     dropped = kept.dropped(HIDDEN)
-    for start in structure.stream_starts(model):
-        yield _zero_outputs(start, dropped)
+    writers = structure.stream_starts(model)
     for layer in structure.layers(model):
-        yield _zero_outputs(structure.attention_output(layer), dropped)
-        yield _zero_outputs(structure.ffn_output(layer), dropped)
+        writers += structure.branch_ends(layer)
+    for writer in writers:
+        yield _zero_outputs(writer, dropped)
     for norm in structure.norms(model) + structure.branch_norms(model):
-        yield norm.register_forward_hook(_over_channels(norm, kept.along(HIDDEN)))
+        yield _over_channels(norm, kept.along(HIDDEN))
 
 
 def _pass_stream(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -88,25 +93,10 @@ def _zero_outputs(module: nn.Module, dropped: torch.Tensor) -> Any:
     return module.register_forward_hook(hook)
 
 
-def _over_channels(norm: nn.Module, channels: torch.Tensor) -> Callable[..., torch.Tensor]:
-    """A hook that computes the norm anew from the channels that stay, with the norm's own code."""
-    narrow = _narrowed(norm, channels)
-
-    def hook(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+def _over_channels(norm: nn.Module, channels: torch.Tensor) -> Any:
+    def hook(norm: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         places = channels.to(output.device)
-        stream = args[0].index_select(-1, places)
-        # called past hooks, such as those that count activations on the norm it was copied from
-        kept = type(narrow).forward(narrow.to(stream.dtype), stream)
+        kept = narrow_norm(norm, places).forward(args[0].index_select(-1, places))
         return torch.zeros_like(output).index_copy(-1, places, kept)
 
-    return hook
-
-
-@torch.no_grad()
-def _narrowed(norm: nn.Module, channels: torch.Tensor) -> nn.Module:
-    narrow = copy.deepcopy(norm)
-    for name, weight in narrow.named_parameters():
-        setattr(narrow, name, nn.Parameter(weight.index_select(0, channels.to(weight.device)), requires_grad=False))
-    if isinstance(narrow, nn.LayerNorm):
-        narrow.normalized_shape = (len(channels),)
-    return narrow
+    return norm.register_forward_hook(hook)

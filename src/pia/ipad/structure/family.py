@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pia.ipad.shape import Shape
 from pia.ipad.structure.axes import Dims
 
 Table = Mapping[str, Mapping[str, Dims]]
@@ -48,11 +49,14 @@ class Family:
     outside: Table
     """All other weights."""
     attention_output: str
-    ffn_output: str
+    ffn_output: str | None
+    """None where experts are one module."""
     layer_norms: tuple[str, ...]
     """Norms that read the stream (or make it, where they come after the sum), in a layer."""
     branch_norms: tuple[str, ...] = ()
     """Norms at the end of a branch, before it joins the stream."""
+    router: str | None = None
+    experts: str | None = None
     backbone: str = "model"
     layers: str = "model.layers"
     final_norm: str = "model.norm"
@@ -65,11 +69,13 @@ class Family:
     """`(config, head output) -> logits`: soft caps and scales."""
     compensate: Callable[[Any, Any], None] | None = None
     """`(model, cut model)`: undoes, in the weights of the cut model, what its code derives from its hidden size."""
+    vllm_ties_hidden_to_heads: bool = False
+    """Whether vLLM takes hidden / heads for the size of a head even where the configuration names another."""
     refuse: Callable[[Any], str | None] = lambda config: None
     """Why a model of this configuration cannot be cut, if so."""
     for_config: Callable[[Any, Family], Family] | None = None
     """The map that a configuration asks for, where options move parts."""
-    refuse_hidden: Callable[[Any, int], str | None] = lambda config, hidden: None
-    """`(config, new hidden size)`: why this family cannot be that wide, if so."""
+    refuse_shape: Callable[[Any, Shape], str | None] = lambda config, shape: None
+    """`(config, new shape)`: why a model of this configuration cannot have it, if so."""
     more_config: Callable[[Any, int], dict[str, Any]] = lambda config, hidden: {}
     """`(config, new hidden size)`: fields that follow from the sizes."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from pia.errors import ShrinkError
-from pia.ipad.structure import fused, gemma, gpt2, llama, opt
+from pia.ipad.structure import fused, gemma, gpt2, llama, moe, opt
 from pia.ipad.structure.config import read_shape, read_sizes
 from pia.ipad.structure.family import Family
 from pia.ipad.structure.refusals import check_ties, check_weights
 from pia.ipad.structure.structure import Structure
 
-_FAMILIES = {
+_FAMILIES: dict[str, Family] = {
     family.model_type: family
-    for family in (*llama.FAMILIES, *gemma.FAMILIES, *fused.FAMILIES, *opt.FAMILIES, *gpt2.FAMILIES)
+    for kind in (llama.FAMILIES, gemma.FAMILIES, fused.FAMILIES, opt.FAMILIES, gpt2.FAMILIES, moe.FAMILIES)
+    for family in kind
 }
 
 

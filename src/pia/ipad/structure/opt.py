@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from pia.ipad.shape import Shape
 from pia.ipad.structure.axes import FFN, HIDDEN, KV, QUERY, WHOLE, linear, norm
 from pia.ipad.structure.family import ConfigNames, Family, Table
 
@@ -51,9 +52,9 @@ def _embedding_size(config: Any, hidden: int) -> dict[str, Any]:
     return {} if _is_projected(config) else {"word_embed_proj_dim": hidden}
 
 
-def _refused_shape(config: Any, hidden: int) -> str | None:
-    if _is_projected(config) and config.word_embed_proj_dim == hidden:
-        return f"with hidden={hidden} its embeddings are as wide as the stream, and its projections would be lost"
+def _refused_shape(config: Any, shape: Shape) -> str | None:
+    if _is_projected(config) and config.word_embed_proj_dim == shape.hidden_size:
+        return "its embeddings would be as wide as the stream, and its projections would be lost"
     return None
 
 
@@ -73,6 +74,6 @@ FAMILIES = (
         names=ConfigNames(kv_heads=None, ffn="ffn_dim", head_dim=None),
         for_config=_with_projections,
         more_config=_embedding_size,
-        refuse_hidden=_refused_shape,
+        refuse_shape=_refused_shape,
     ),
 )

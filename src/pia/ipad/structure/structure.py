@@ -65,23 +65,33 @@ class Structure:
         """
         if not shape.fits_in(self.shape):
             raise ShrinkError(f"the shape {shape} is larger than the model, {self.shape}; no size can grow")
-        self._check_hidden(shape)
+        self._check_family(shape)
         stay = range(shape.num_layers) if layers is None else layers
         assert len(stay) == shape.num_layers, f"{len(stay)} layers stay, but the shape has {shape.num_layers}"
         return build_config(self.config, self.map, self.sizes, shape, stay, is_tied=self.is_tied)
+
+    def vllm_problem(self, shape: Shape) -> str | None:
+        """Why vLLM would not load a model of this shape although Transformers does; None where it would."""
+        heads = shape.num_kv_heads * self.queries_per_group
+        if not self.map.vllm_ties_hidden_to_heads or shape.hidden_size == heads * self.head_dim:
+            return None
+        return (
+            f"vLLM takes hidden / heads for the size of a head of {self.family} models: {heads} heads of "
+            f"{self.head_dim} need hidden={heads * self.head_dim}"
+        )
 
     def rescales(self, shape: Shape) -> bool:
         """Whether weights of the smaller model take up a factor that its code derives from the hidden size."""
         return self.map.compensate is not None and shape.hidden_size != self.shape.hidden_size
 
-    def _check_hidden(self, shape: Shape) -> None:
+    def _check_family(self, shape: Shape) -> None:
         heads = shape.num_kv_heads * self.queries_per_group
         if self.ties_hidden_to_heads and shape.hidden_size != heads * self.head_dim:
             raise ShrinkError(
                 f"a {self.family} configuration has no size of a head: the hidden size is always heads x "
                 f"{self.head_dim}, so {heads} heads need hidden={heads * self.head_dim}, not {shape.hidden_size}"
             )
-        if reason := self.map.refuse_hidden(self.config, shape.hidden_size):
+        if reason := self.map.refuse_shape(self.config, shape):
             raise ShrinkError(f"this {self.family} model cannot be cut to {shape}: {reason}")
 
     def backbone(self, model: Any) -> Any:
@@ -97,8 +107,26 @@ class Structure:
         return layer.get_submodule(self.map.attention_output)
 
     def ffn_output(self, layer: Any) -> Any:
-        """The module of a layer whose input is `[..., ffn]`."""
+        """The module of a layer whose input is `[..., ffn]`.
+
+        Raises:
+            ShrinkError: the layer has experts, whose neurons no module takes in.
+        """
+        if self.map.ffn_output is None:
+            raise ShrinkError(f"the experts of {self.family} models are one module, inside of which neurons are hidden")
         return layer.get_submodule(self.map.ffn_output)
+
+    def router(self, layer: Any) -> Any:
+        """The module of a layer with experts that chooses among them."""
+        return layer.get_submodule(self.map.router)
+
+    def experts(self, layer: Any) -> Any:
+        """The module that holds all experts of a layer, stacked: `gate_up_proj` and `down_proj`."""
+        return layer.get_submodule(self.map.experts)
+
+    def branch_ends(self, layer: Any) -> list[Any]:
+        """The modules of a layer whose outputs `[..., hidden]` join the stream, perhaps after a norm."""
+        return [self.attention_output(layer), layer.get_submodule(self.map.ffn_output or self.map.experts)]
 
     def norms(self, model: Any) -> list[Any]:
         """Modules whose output `[..., hidden]` is the residual stream, normalised, the final norm last."""
