@@ -161,9 +161,21 @@ def test_a_loss_that_is_no_number_stops_with_a_way_out(tmp_path):
     student = small_llama()
     with torch.no_grad():
         student.lm_head.weight[3, 3] = math.nan
-    with pytest.raises(ShrinkError, match=r"the loss is nan at step 40: lower learning_rate \(it is 0.005\)"):
+    with pytest.raises(
+        ShrinkError,
+        match=r"the loss is nan and its gradient's norm nan at step 40: lower learning_rate \(it is 0.005\)",
+    ):
         distilled(tmp_path, student=student, first_step=40)
     assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_gradient_that_is_no_number_never_reaches_the_weights(tmp_path):
+    student = small_llama()
+    student.lm_head.weight.register_hook(lambda gradient: gradient * math.inf)
+    before = flat_weights(student).clone()
+    with pytest.raises(ShrinkError, match=r"gradient's norm (inf|nan) at step 0"):
+        distilled(tmp_path, student=student)
+    assert torch.equal(flat_weights(student), before)
 
 
 def test_what_does_not_go_together_is_refused(tmp_path):
@@ -255,6 +267,13 @@ def test_attention_is_changed_for_the_time_of_training_alone(tmp_path):
     )  # fmt: skip
     assert seen == [("eager", "eager")]
     assert student.config._attn_implementation == teacher.config._attn_implementation == "sdpa"
+
+
+def test_attention_that_a_model_does_not_have_is_refused(tmp_path):
+    student = small_llama()
+    with pytest.raises(ShrinkError, match="LlamaForCausalLM has no attention called fast here"):
+        distilled(tmp_path, student=student, attn_implementation="fast")
+    assert student.config._attn_implementation == "sdpa"
 
 
 KILLED = dict(num_steps=40, optimizer="muon", checkpoint_every=1)

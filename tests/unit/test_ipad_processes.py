@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from pia.errors import ShrinkError
 from pia.ipad.processes import Processes
 
 RUN = """
@@ -67,3 +68,9 @@ def test_one_process_adds_nothing_up():
     tensors = [torch.ones(3), torch.ones(2, dtype=torch.float64)]
     Processes().add_up(tensors)
     assert all((tensor == 1).all() for tensor in tensors)
+
+
+def test_without_accelerate_the_way_out_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(ShrinkError, match="pip install accelerate"):
+        Processes()

@@ -149,14 +149,16 @@ class Distiller:
         numbers = self.batches.numbers(step)
         weight = sum(self._row_weights[n] for n in numbers)
         sums = self._gradients(self.processes.share(numbers), weight)
+        sums = sums.to(self.device) if self.processes.num > 1 else sums
         self.processes.add_up([sums, *(p.grad for p in self.parameters if p.grad is not None)])
         loss, kl, lm = (sums / weight).tolist()
-        if not math.isfinite(loss):
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip))
+        if not math.isfinite(loss) or not math.isfinite(norm):
             raise ShrinkError(
-                f"the loss is {loss} at step {step}: lower learning_rate (it is {self.config.learning_rate:g}), or "
-                f"take more warmup_steps; the weights of the last checkpoint are in {self.checkpoint.folder}"
+                f"the loss is {loss} and its gradient's norm {norm} at step {step}: lower learning_rate (it is "
+                f"{self.config.learning_rate:g}), or take more warmup_steps; the weights of the last checkpoint are in "
+                f"{self.checkpoint.folder}"
             )
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
         learning_rate = self.config.learning_rate * self.stage.lr_factor(number, self.config.warmup_steps)
         set_learning_rate(optimizers, learning_rate)
         for optimizer in optimizers:
@@ -220,7 +222,7 @@ class Distiller:
         before = [model.config._attn_implementation for model in models]
         try:
             for model in models if wanted else []:
-                model.set_attn_implementation(wanted)
+                _set_attention(model, wanted)
             yield
         finally:
             for model, name in zip(models, before, strict=True):
@@ -263,3 +265,10 @@ class Distiller:
             None if self.channels is None else self.channels.tolist(),
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _set_attention(model: Any, name: str | None) -> None:
+    try:
+        model.set_attn_implementation(name)
+    except (ValueError, ImportError) as error:
+        raise ShrinkError(f"{type(model).__name__} has no attention called {name} here: {error}") from error

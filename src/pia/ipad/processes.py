@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from pia.errors import ShrinkError
+
 T = TypeVar("T")
 
 
@@ -15,12 +17,13 @@ class Processes:
 
     Gradients are added up once a step, over all micro-batches: then it does not matter how many of those each process
     has, and every process takes the same update.
+
+    Raises:
+        ShrinkError: the package accelerate is missing.
     """
 
     def __init__(self) -> None:
-        from accelerate import PartialState
-
-        self._state: Any = PartialState()
+        self._state: Any = _state()
         self.device: torch.device = self._state.device
         self.num = int(self._state.num_processes)
         self.rank = int(self._state.process_index)
@@ -54,6 +57,16 @@ class Processes:
         """Until all processes are here."""
         if self.num > 1:
             self._state.wait_for_everyone()
+
+
+def _state() -> Any:
+    try:
+        from accelerate import PartialState
+    except ImportError:
+        raise ShrinkError(
+            "distillation needs the package accelerate: pip install 'pia[ipad]', or pip install accelerate"
+        ) from None
+    return PartialState()
 
 
 def _by_type(tensors: Iterable[torch.Tensor]) -> list[list[torch.Tensor]]:

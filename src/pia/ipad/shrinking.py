@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from pia.errors import ShrinkError
-from pia.ipad.arithmetic import autocast_dtype
 from pia.ipad.card import write_card
 from pia.ipad.checkpoint import check_room, publish
 from pia.ipad.cost import cost_of
@@ -33,8 +32,8 @@ from pia.ipad.shape import Shape
 from pia.ipad.speed import measure_speeds
 from pia.ipad.structure import structure_of
 from pia.ipad.target import Target
-from pia.ipad.teacher import OnlineTeacher, Teacher
-from pia.ipad.teacher_cache import TeacherCache
+from pia.ipad.teacher import Teacher
+from pia.ipad.teacher_choice import teacher_for
 
 
 @dataclass(frozen=True)
@@ -200,18 +199,11 @@ class _Shrink:
         return Rounds(self.original, self._teacher(), self.data, self.config, self.journal, self.progress)
 
     def _teacher(self) -> Teacher:
-        online = OnlineTeacher(self.original.model)
-        settings = self.config.distil
-        if settings.teacher == "online" or not settings.needs_teacher:
-            return online
-        self.progress.doing("asking the original about all rows")
-        online.to(self.processes.device)
-        return TeacherCache.build(
-            online, self.data.training, self.folder.state / "teacher", top_k=settings.top_k,
-            temperature=settings.temperature, batch_tokens=settings.micro_batch_tokens or settings.batch_tokens,
-            autocast_dtype=autocast_dtype(settings.precision, self.processes.device),
-            on_shard=lambda done, total: self.progress.doing(f"asking the original about all rows: {done} of {total}"),
-        )  # fmt: skip
+        def on_shard(done: int, total: int) -> None:
+            self.progress.doing(f"asking the original about all rows: {done} of {total}")
+
+        model, folder = self.original.model.to(self.processes.device), self.folder.state / "teacher"
+        return teacher_for(self.config.distil, model, self.data.training, folder, on_shard)
 
     def _bytes_to_write(self) -> int:
         """What the rest may write at most: the rounds' models and the last one again, and a training's checkpoint.

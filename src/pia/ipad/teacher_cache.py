@@ -65,7 +65,7 @@ class TeacherCache:
         """Asks a teacher about all rows, as far as the folder does not hold its answers already.
 
         Args:
-            teacher: to ask; it is on the device where it shall run.
+            teacher: to ask; it is moved to the device of this process.
             rows: to train on.
             folder: for the shards; made if need be.
             top_k: tokens to keep; fewer if the vocabulary has no more.
@@ -80,10 +80,12 @@ class TeacherCache:
         """
         facts = {
             "teacher": teacher.fingerprint, "rows": rows.fingerprint, "top_k": min(top_k, teacher.vocab_size - 1),
-            "temperature": temperature, "vocab_size": teacher.vocab_size, "format": 1,
+            "temperature": temperature, "vocab_size": teacher.vocab_size,
+            "arithmetic": str(autocast_dtype), "format": 1,
         }  # fmt: skip
         processes = Processes()
         if processes.is_main:
+            teacher.to(processes.device)
             cls._fill(teacher, rows, folder, facts, batch_tokens, autocast_dtype, on_shard)
         processes.wait()
         return cls(folder, facts, rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ class Batch:
     weights: torch.Tensor
     """`[batch, length]`, float32: of each token as a target; 0 where padded."""
 
-    @property
+    @cached_property
     def places(self) -> torch.Tensor:
         """`[n]`: where in the flattened `[batch * length]` predictions stand whose targets have any weight."""
         weights = torch.nn.functional.pad(self.weights[:, 1:], (0, 1))
