@@ -8,7 +8,18 @@ import torch
 import transformers
 from zoo import ZOO
 
+from pia.ipad.selection import Selection
 from pia.ipad.structure import structure_of
+
+KINDS = (
+    "llama (tied, biases)",
+    "qwen2 (windows)",
+    "gemma2 (tied)",
+    "phi3",
+    "opt (projected, norms after)",
+    "gpt2 (tied)",
+)
+"""One model for each kind of structure, where all of them would take too long."""
 
 _WINDOWS = ["sliding_attention", "full_attention", "sliding_attention"]
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -64,3 +75,17 @@ def hidden_sizes(model: Any, num_kv_heads: int) -> list[int]:
     if structure.ties_hidden_to_heads:
         return [heads * structure.head_dim]
     return [size for size in range(1, structure.shape.hidden_size + 1) if size % heads == 0]
+
+
+def half(model: Any) -> Selection:
+    """Two layers, one group less, some neurons and channels less; no row like the other."""
+    shape = structure_of(model).shape
+    num_kv_heads = max(1, shape.num_kv_heads - 1)
+    hidden = [size for size in hidden_sizes(model, num_kv_heads) if size + 3 <= shape.hidden_size][-1]
+    ffn = shape.ffn_size // 2
+    return Selection(
+        layers=(0, 2),
+        kv_groups=(tuple(range(num_kv_heads)), tuple(range(shape.num_kv_heads))[-num_kv_heads:]),
+        ffn=(tuple(range(0, 2 * ffn, 2)), tuple(range(1, ffn + 1))),
+        hidden=tuple(range(shape.hidden_size))[-hidden - 3 : -3],
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from pia.errors import ShrinkError
 from pia.ipad.shape import Shape
 from pia.ipad.structure.axes import Sizes
@@ -67,8 +69,9 @@ def build_config(
     content |= _per_layer(content, layers) | family.more_config(config, shape.hidden_size)
     try:
         built = type(config).from_dict(content)
-    except ValueError as error:
-        raise ShrinkError(f"a {family.model_type} configuration cannot hold {shape}: {error}") from error
+    except (ValueError, StrictDataclassError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ShrinkError(f"a {family.model_type} configuration cannot hold {shape}: {reason}") from error
     built.name_or_path = config.name_or_path
     return built
 

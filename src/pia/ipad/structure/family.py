@@ -65,6 +65,8 @@ class Family:
     """`(config, head output) -> logits`: soft caps and scales."""
     compensate: Callable[[Any, Any], None] | None = None
     """`(model, cut model)`: undoes, in the weights of the cut model, what its code derives from its hidden size."""
+    vllm_ties_hidden_to_heads: bool = False
+    """Whether vLLM takes hidden / heads for the size of a head even where the configuration names another."""
     refuse: Callable[[Any], str | None] = lambda config: None
     """Why a model of this configuration cannot be cut, if so."""
     for_config: Callable[[Any, Family], Family] | None = None

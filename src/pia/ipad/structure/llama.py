@@ -47,6 +47,6 @@ def like_llama(model_type: str, model_class: str, **changes: Any) -> Family:
 FAMILIES = (
     like_llama("llama", "LlamaForCausalLM"),
     like_llama("mistral", "MistralForCausalLM"),
-    like_llama("qwen2", "Qwen2ForCausalLM"),
+    like_llama("qwen2", "Qwen2ForCausalLM", vllm_ties_hidden_to_heads=True),
     like_llama("qwen3", "Qwen3ForCausalLM", inside={**ATTENTION, **HEAD_NORMS, **GATED, **norms(PRE_NORMS)}),
 )

@@ -21,7 +21,8 @@ def check_weights(model: Any) -> None:
     """
     if hasattr(model, "peft_config") or any(".lora_" in name for name, _ in model.named_parameters()):
         raise ShrinkError("the model has LoRA adapters; merge them first with model = model.merge_and_unload()")
-    if getattr(model.config, "quantization_config", None) is not None or getattr(model, "is_quantized", False):
+    config = getattr(model, "config", None)
+    if getattr(config, "quantization_config", None) is not None or getattr(model, "is_quantized", False):
         raise ShrinkError("the weights are quantised; shrink the original model, and quantise what comes out of it")
     for name, weight in model.named_parameters():
         if weight.dtype not in _DTYPES or type(weight.data) is not torch.Tensor:

@@ -70,6 +70,16 @@ class Structure:
         assert len(stay) == shape.num_layers, f"{len(stay)} layers stay, but the shape has {shape.num_layers}"
         return build_config(self.config, self.map, self.sizes, shape, stay, is_tied=self.is_tied)
 
+    def vllm_problem(self, shape: Shape) -> str | None:
+        """Why vLLM would not load a model of this shape although Transformers does; None where it would."""
+        heads = shape.num_kv_heads * self.queries_per_group
+        if not self.map.vllm_ties_hidden_to_heads or shape.hidden_size == heads * self.head_dim:
+            return None
+        return (
+            f"vLLM takes hidden / heads for the size of a head of {self.family} models: {heads} heads of "
+            f"{self.head_dim} need hidden={heads * self.head_dim}"
+        )
+
     def rescales(self, shape: Shape) -> bool:
         """Whether weights of the smaller model take up a factor that its code derives from the hidden size."""
         return self.map.compensate is not None and shape.hidden_size != self.shape.hidden_size
