@@ -20,7 +20,7 @@ from pia.ipad.shape import Shape
 from pia.ipad.shape_schedule import schedule
 from pia.ipad.target import Target, final_shape
 
-QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def make_map(layers=6, groups=4, queries=2, ffn=96, hidden=3, tie=False):

@@ -10,6 +10,13 @@ from pia.cli.terminal import new_console
 if TYPE_CHECKING:
     from pia.ipad.plan import Plan, PlannedRound
 
+_SIZES = {
+    "layers": "num_layers",
+    "KV heads": "num_kv_heads",
+    "FFN": "ffn_size",
+    "hidden": "hidden_size",
+    "experts": "num_experts",
+}
 _BAR = 24
 """Characters of the longest bar."""
 
@@ -26,46 +33,52 @@ def print_plan(plan: Plan) -> None:
 
 
 def _rounds_table(plan: Plan) -> Any:
+    """Sizes that change, costs and speed of each round; those that stay as they are have no column."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=f"Rounds: {plan.family}, to {plan.target}")
-    table.add_column("", no_wrap=True)
-    for column in ("layers", "KV heads", "FFN", "hidden", "parameters", "non-embedding", "MFLOPs/token", "weights",
-                   "KV/token", "tokens/s"):  # fmt: skip
-        table.add_column(column, justify="right")
-    first = plan.original
-    for item in (first, *plan.rounds):
-        name = f"round {item.number}" if item.number else "original"
-        table.add_row(name, *_cells(item, first))
+    rows = [_cells(item, plan.original) for item in (plan.original, *plan.rounds)]
+    names = _changing_sizes(plan)
+    used = [name for name in rows[0] if name not in _SIZES or name in names]
+    table = Table(title=f"To {plan.target} ({plan.family})", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    for column in used:
+        if any(row[column] for row in rows) or not column:
+            table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[column.header] for column in table.columns if isinstance(column.header, str)))
     return table
 
 
-def _cells(item: PlannedRound, first: PlannedRound) -> list[str]:
-    shape, cost = item.shape, item.cost
-    share = f"{cost.non_embedding / first.cost.non_embedding:.1%}"
-    return [
-        *(str(size) for size in (shape.num_layers, shape.num_kv_heads, shape.ffn_size, shape.hidden_size)),
-        millions(cost.parameters),
-        share,
-        f"{cost.flops_per_token / 1e6:,.1f}",
-        memory(cost.weight_bytes),
-        memory(cost.kv_bytes_per_token),
-        _speed_cell(item, first),
-    ]
+def _changing_sizes(plan: Plan) -> list[str]:
+    before, after = plan.original.shape, plan.final.shape
+    return [name for name, field in _SIZES.items() if getattr(before, field) != getattr(after, field)]
 
 
-def _speed_cell(item: PlannedRound, first: PlannedRound) -> str:
-    if item.speed is None or first.speed is None:
-        return ""
-    rate = item.speed.tokens_per_second
-    return f"{rate:.1f} ({rate / first.speed.tokens_per_second:.2f} x)"
+def _cells(item: PlannedRound, first: PlannedRound) -> dict[str, str]:
+    """By column."""
+    cost = item.cost
+    sizes = {name: str(getattr(item.shape, field)) for name, field in _SIZES.items()}
+    speed = "" if item.speed is None else f"{item.speed.tokens_per_second:.1f}"
+    ratio = item.speed.tokens_per_second / first.speed.tokens_per_second if item.speed and first.speed else None
+    return {
+        "": f"round {item.number}" if item.number else "original",
+        **sizes,
+        "parameters": millions(cost.parameters),
+        "non-emb.": f"{cost.non_embedding / first.cost.non_embedding:.1%}",
+        "MFLOPs/tok": f"{cost.flops_per_token / 1e6:,.1f}",
+        "weights": memory(cost.weight_bytes),
+        "KV/tok": memory(cost.kv_bytes_per_token),
+        "tokens/s": speed,
+        "faster": "" if ratio is None else f"{ratio:.2f} x",
+    }
 
 
 def _axes_table(plan: Plan) -> Any:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     before, after, selection = plan.original.shape, plan.final.shape, plan.final.selection
-    table = Table(title="What would go")
+    table = Table(title="What would go", box=SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
     for column in ("now", "then", "which"):
         table.add_column(column, justify="right" if column != "which" else "left")
@@ -85,11 +98,12 @@ def _axes_table(plan: Plan) -> Any:
 
 def _layers_table(plan: Plan) -> Any:
     """A bar for each layer, and of what stays in it the share of importance."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     scores, selection = plan.scores, plan.final.selection
     assert scores is not None, "asked for only with scores"
-    table = Table(title="Importance of layers")
+    table = Table(title="Importance of layers", box=SIMPLE_HEAD)
     for column in ("layer", "importance", "", "then", "KV importance kept", "FFN importance kept"):
         table.add_column(column, justify="left" if column == "" else "right")
     largest = max(float(scores.layers.max()), 1e-300)
@@ -122,7 +136,10 @@ def _listed(indices: Sequence[int]) -> str:
 
 
 def _remarks(plan: Plan) -> list[str]:
-    lines = [f"Nothing was trained or written. MFLOPs with {plan.context:,} tokens in the cache."]
+    lines = [
+        f"Nothing was trained or written. MFLOPs/tok: with {plan.context:,} tokens in the cache. "
+        "non-emb.: share of the non-embedding parameters."
+    ]
     if plan.final.speed is not None:
         lines.append("tokens/s: plain decoding measured here, with random weights of each shape.")
     if plan.scores is None:

@@ -60,4 +60,7 @@ def _kept(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     rows = np.where(rows.sum(axis=1, keepdims=True) > 0, rows, 1.0)
     best = -np.sort(-rows, axis=1)
     shares = np.cumsum(best, axis=1) / best.sum(axis=1, keepdims=True)
-    return np.concatenate([[0.0], shares.mean(axis=0)])
+    kept = np.concatenate([[0.0], shares.mean(axis=0)])
+    kept[-1] = 1.0  # where sums round
+    bounded: np.ndarray[Any, Any] = np.minimum(kept, 1.0)
+    return bounded

@@ -13,6 +13,7 @@ from pia.bench.plot_style import has_matplotlib
 from pia.drafting.atomic_file import replacing
 from pia.ipad.figures import change, count_text, number, percent, round_rows, table
 from pia.ipad.record import ShrinkRecord
+from pia.ipad.report_plots import TITLES, draw_plots
 
 HTML, MARKDOWN = "report.html", "report.md"
 _NO_PLOTS = "No plots: Matplotlib is not installed (`pip install matplotlib`)."
@@ -90,8 +91,7 @@ def markdown(record: ShrinkRecord, plots: Sequence[str]) -> str:
         record: of the shrink.
         plots: names of those drawn, each in a file report_NAME.png beside the text.
     """
-    titles = _titles() if plots else {}
-    shown = [f"## {titles[name]}\n\n![{titles[name]}](report_{name}.png)\n\n{_CAPTIONS[name]}" for name in plots]
+    shown = [f"## {TITLES[name]}\n\n![{TITLES[name]}](report_{name}.png)\n\n{_CAPTIONS[name]}" for name in plots]
     blocks = [
         f"# {_title(record)}",
         _summary(record),
@@ -145,27 +145,16 @@ def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _html_plots(plots: Mapping[str, bytes]) -> list[str]:
     if not plots:
         return [f"<p>{_NO_PLOTS.replace('`', '')}</p>"]
-    titles = _titles()
     return [
-        f"<h2>{escape(titles[name])}</h2>\n<figure>"
-        f'<img alt="{escape(titles[name])}" src="data:image/svg+xml;base64,{base64.b64encode(content).decode()}">'
+        f"<h2>{escape(TITLES[name])}</h2>\n<figure>"
+        f'<img alt="{escape(TITLES[name])}" src="data:image/svg+xml;base64,{base64.b64encode(content).decode()}">'
         f"<figcaption>{escape(_CAPTIONS[name])}</figcaption></figure>"
         for name, content in plots.items()
     ]
 
 
 def _plots(record: ShrinkRecord) -> dict[str, Any]:
-    if not has_matplotlib():
-        return {}
-    from pia.ipad.report_plots import draw_plots
-
-    return draw_plots(record)
-
-
-def _titles() -> dict[str, str]:
-    from pia.ipad.report_plots import TITLES
-
-    return TITLES
+    return draw_plots(record) if has_matplotlib() else {}
 
 
 def _saved(figure: Any, kind: str) -> bytes:

@@ -89,13 +89,20 @@ def _draw_units(record: ShrinkRecord) -> Any:
     colours = _colours(len(record.rounds))
     image = None
     for panel, (name, rows) in zip(panels, maps, strict=True):
+        num_layers, num_units = rows.shape
         image = panel.imshow(
-            rows, aspect="auto", interpolation="nearest", cmap=colours, vmin=-0.5, vmax=len(record.rounds) + 0.5
+            rows[:, :: -(-num_units // _MAX_COLUMNS)],
+            aspect="auto",
+            interpolation="nearest",
+            cmap=colours,
+            extent=(-0.5, num_units - 0.5, num_layers - 0.5, -0.5),
+            vmin=-0.5,
+            vmax=len(record.rounds) + 0.5,
         )
         panel.set_title(name, loc="left", fontsize=9.5, color=INK)
-        panel.set_yticks(_ticks(rows.shape[0]))
-        if rows.shape[0] > 1:
-            panel.set_ylabel("layer")
+        panel.set_xticks(_ticks(num_units))
+        panel.set_yticks(_ticks(num_layers) if num_layers > 1 else [])
+        panel.set_ylabel("layer" if num_layers > 1 else "")
         panel.tick_params(colors=INK, length=2, labelsize=8)
     bar = figure.colorbar(image, ax=list(panels), shrink=0.9, pad=0.01)
     numbers = [number for number in _ticks(len(record.rounds) + 1) if number]
@@ -111,7 +118,7 @@ def _leaving_maps(record: ShrinkRecord) -> list[tuple[str, Any]]:
     maps = [(name, leaving_rounds(record, field)) for name, field in kinds if getattr(whole, field)]
     if len(last.hidden) < len(whole.hidden):
         maps.append(("hidden channels", leaving_rounds(record, "hidden")))
-    return [(name, rows[:, :: -(-rows.shape[1] // _MAX_COLUMNS)]) for name, rows in maps]
+    return maps
 
 
 def leaving_rounds(record: ShrinkRecord, field: str) -> Any:

@@ -25,7 +25,9 @@ def activation_totals(model: Any, structure: HasPoints, batches: Sequence[Batch]
     weights = torch.empty(0)
 
     def see(point: Point, values: torch.Tensor) -> None:
-        sizes = torch.linalg.vector_norm(point.by_unit(values.detach().double()), dim=-1)  # [rows, tokens, units]
+        sizes = torch.linalg.vector_norm(
+            point.by_unit(values.detach().double(), len(weights)), dim=-1
+        )  # [rows, tokens, units]
         sums = torch.einsum("rtu,rt->u", sizes, weights.to(sizes.device))
         totals.add(point, sums * columns[id(point)] if id(point) in columns else sums)
 

@@ -42,9 +42,12 @@ class Point:
     """Whether the units enter the module, or leave it."""
     num_units: int
 
-    def by_unit(self, values: torch.Tensor) -> torch.Tensor:
-        """`[rows, tokens, units * width]` as `[rows, tokens, units, width]`: a KV group has all its heads' dims."""
-        return values.reshape(*values.shape[:-1], self.num_units, -1)
+    def by_unit(self, values: torch.Tensor, num_rows: int) -> torch.Tensor:
+        """`[rows, tokens, units * width]` as `[rows, tokens, units, width]`: a KV group has all its heads' dims.
+
+        Some layers run rows and tokens together before their FFN (OPT's do): then `[rows * tokens, units * width]`.
+        """
+        return values.reshape(num_rows, -1, self.num_units, values.shape[-1] // self.num_units)
 
 
 def points_of(structure: HasPoints, model: Any) -> list[Point]:

@@ -57,7 +57,7 @@ def _effects(points: Sequence[Point], loss: Loss, batch: Batch) -> tuple[float, 
 
     def take(point: Point, values: torch.Tensor, gradient: torch.Tensor) -> None:
         weights = token_weights(batch, values.device)
-        products = point.by_unit(values.double() * gradient.double()).sum(dim=-1)
+        products = point.by_unit(values.double() * gradient.double(), len(weights)).sum(dim=-1)
         effect = torch.einsum("rtu,rt->ru", products, weights)
         key = (point.kind, point.layer)
         sums[key] = (point, sums[key][1] + effect if key in sums else effect)
