@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from pia.cli.loading import quiet_libraries
 from pia.cli.shrink_progress import ShrinkProgress
 from pia.ipad import Shrunk, shrink
 from pia.ipad.checkpoint import save_model
-from pia.ipad.data import Batches, Rows, make_batch, read_rows, split
+from pia.ipad.data import Batches, make_batch, read_rows, split
 from pia.ipad.distil_config import DistillConfig
 from pia.ipad.distiller import Distiller
 from pia.ipad.quality import measure
@@ -183,3 +183,69 @@ class Bench:
         ).run()  # fmt: skip
         save_model(student, self.tokenizer, folder, torch.bfloat16)
         return time.perf_counter() - started
+
+    def memory(self) -> dict[str, float | None]:
+        """What the largest round took, against the teacher's weights and its activations for the largest batch."""
+        weights = sum(p.numel() * p.element_size() for p in self.teacher.parameters())
+        numbers = max(Batches(self.rows, self.config.batch_tokens, 0).epoch(0), key=lambda n: self._padded(n))
+        ids = make_batch(self.rows, numbers).ids
+        self.teacher.requires_grad_(True)
+        self.teacher.set_attn_implementation(self.config.attn_implementation)
+        with PeakMemory("cpu") as activations:
+            logits = self.teacher(ids, use_cache=False).logits
+        del logits
+        self.teacher.requires_grad_(False)
+        if self.peak is None or not activations.num_bytes:
+            return {"ratio": None}
+        plain = weights + activations.num_bytes
+        return {
+            "round_mib": (weights + self.peak) / 2**20,
+            "weights_and_activations_mib": plain / 2**20,
+            "ratio": (weights + self.peak) / plain,
+        }
+
+    def _padded(self, numbers: tuple[int, ...]) -> int:
+        return len(numbers) * max(len(self.rows[number]) for number in numbers)
+
+    def show(self, results: dict[str, Result], memory: dict[str, float | None]) -> None:
+        """The table, for people."""
+        table = Table(title=f"{self.shape}: {self.kept:.1%} of the non-embedding parameters, {self.args.steps} steps")
+        for column in ("contender", "perplexity / teacher's", "agrees", "tokens/s / teacher's", "rounds", "minutes"):
+            table.add_column(column, justify="left" if column == "contender" else "right")
+        for name, r in results.items():
+            table.add_row(
+                name, f"{r.perplexity:.3f}", f"{r.agreement:.1%}", f"{r.tokens_per_second:.2f}", str(r.rounds),
+                f"{r.seconds / 60:.1f}",
+            )  # fmt: skip
+        Console(width=None if sys.stdout.isatty() else 100).print(table)
+        print(
+            f"The teacher's perplexity on {len(self.held_out)} test answers is {self.teacher_quality.perplexity:.3f}."
+        )
+        if memory["ratio"]:
+            print(f"A round takes {memory['ratio']:.2f} x the teacher's weights and activations of one batch at most.")
+        print(f"On {machine_line(describe_machine(self.teacher))}.")
+
+
+def _seconds(shrunk: Shrunk) -> float:
+    return sum(record.seconds or 0.0 for record in shrunk.record.rounds)
+
+
+def _load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def draft_figures(args: argparse.Namespace) -> dict[str, Any]:
+    """The small model as a draft of the large one in Transformers' assisted generation, beside LOOKAHEAD."""
+    print("\nas a draft", flush=True)
+    command = [
+        *(sys.executable, "-m", "pia", "bench", "demo", "--assistant", str(args.out / "iterative")),
+        *("--questions", str(args.questions), "--rounds", "1", "--engine", "eager"),
+    ]
+    shown = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    print(shown.rpartition("\n{")[0])
+    figures = json.loads(shown.splitlines()[-1])
+    return {name: figures[name] for name in figures if name in ("tokens_per_s", "mean_accepted", "speedup")}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
