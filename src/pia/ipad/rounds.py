@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -16,15 +15,16 @@ import torch
 
 from pia.bench.memory import PeakMemory
 from pia.errors import ShrinkError
+from pia.ipad.calibration import importance_of
 from pia.ipad.checkpoint import load_model, save_model
 from pia.ipad.cost import cost_of
 from pia.ipad.cut import cut
-from pia.ipad.data import Batches, Rows, Split, make_batch
+from pia.ipad.data import Batches, Split
 from pia.ipad.distiller import Distiller, StepInfo
 from pia.ipad.equality import check_cut
-from pia.ipad.importance import measure_importance
 from pia.ipad.journal import Journal
 from pia.ipad.loss_curve import LossCurve
+from pia.ipad.on_policy import OnPolicyConfig, train_on_policy
 from pia.ipad.original import Original
 from pia.ipad.progress import Progress
 from pia.ipad.quality import measure
@@ -38,8 +38,6 @@ from pia.ipad.teacher import Teacher
 
 _CHECKED_TOKENS = 64
 """Of the row on which cut and masked model are compared."""
-_CALIBRATION_BATCH = 8
-"""Rows."""
 _SPEED_ROUNDS = 5
 
 
@@ -90,7 +88,7 @@ class Rounds:
         self.progress = progress
         self.dtype = saved_dtype(original, config)
         steps = config.steps or len(Batches(data.training, config.distil.batch_tokens, config.seed).epoch(0))
-        self.steps = steps_of_rounds(steps, len(journal.shapes), config.last_share)
+        self.steps = steps_of_rounds(steps, len(journal.shapes) - bool(config.on_policy_steps), config.last_share)
 
     def run(self) -> None:
         """Does the rounds that are left.
@@ -115,8 +113,11 @@ class Rounds:
 
     def _trained(self, number: int) -> RoundRecord:
         """Cuts, trains and saves the model of a round; its figures are those of what was saved."""
-        student, cut_of_original = self._cut(number)
-        curve = self._distil(student, number, cut_of_original)
+        if number > len(self.steps):
+            student, units, curve = self._on_policy(number)
+        else:
+            student, units = self._cut(number)
+            curve = self._distil(student, number, units)
         path = self.journal.folder.round_path(number)
         self.progress.doing(f"saving round {number}")
         if self.processes.is_main:
@@ -128,7 +129,7 @@ class Rounds:
         cost = cost_of(structure, structure.shape)
         quality = measure(student, self.data.held_out, self.original)
         return RoundRecord(
-            number, structure.shape, cut_of_original, cost.parameters, cost.non_embedding,
+            number, structure.shape, units, cost.parameters, cost.non_embedding,
             quality.perplexity, quality.kl, quality.agreement, self._speed(student), curve,
         )  # fmt: skip
 
@@ -186,6 +187,25 @@ class Rounds:
         ).run()
         return curve.points()
 
+    def _on_policy(self, number: int) -> tuple[Any, Selection, list[tuple[int, float]]]:
+        """The round behind the last cut: the student writes, and the original corrects."""
+        student, first = self._before(number), sum(self.steps)
+        num, folder = self.config.on_policy_steps, self.journal.folder.stage_path(number)
+        curve = LossCurve(folder / "losses.jsonl")
+
+        def on_step(step: int, loss: float) -> None:
+            curve.add(step - 1, loss)
+            self.progress.step(StepInfo(first + step - 1, loss, loss, 0.0, 0, 0.0))
+
+        self.progress.begin_training(number, self.journal.shapes[number - 1], first, num)
+        temperature = self.config.distil.temperature
+        train_on_policy(
+            student, self.original, self.tokenizer, self.data.training,
+            OnPolicyConfig(num_steps=num, temperature=temperature), seed=self.config.seed, folder=folder / "trl",
+            on_step=on_step,
+        )  # fmt: skip
+        return student, self.journal.record.last.selection, curve.points()
+
     def _speed(self, student: Any) -> float:
         """Tokens per second, on the scale of the original's: both are timed in turns, as machines have busy times."""
         speeds = measure_speeds({"original": self.original, "student": student}, rounds=_SPEED_ROUNDS)
@@ -206,32 +226,12 @@ class Rounds:
             f"round {record.number} ({record.shape}) was rolled back: its perplexity of {record.perplexity:.3f} is "
             f"{record.perplexity / original:.3f} x the original's, above the floor of {self.config.max_perplexity:g} x"
         )
-        self.journal.end(note)
-        self.progress.note(note)
         if self.processes.is_main:
             shutil.rmtree(self.journal.folder.round_path(record.number), ignore_errors=True)
+        self.journal.end(note)
+        self.progress.note(note)
 
 
 def saved_dtype(original: Original, config: ShrinkConfig) -> torch.dtype:
     """Of the checkpoints that are written."""
     return original.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
-
-
-def importance_of(model: Any, rows: Rows, config: ShrinkConfig, *, teacher: Any) -> Scores:
-    """Scores of a model's units over the calibration rows, the same ones in every round."""
-    structure = structure_of(model)
-    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed)).tolist()
-    chosen = sorted(chosen[: config.calibration_rows], key=lambda number: len(rows[number]))
-    groups = [chosen[start : start + _CALIBRATION_BATCH] for start in range(0, len(chosen), _CALIBRATION_BATCH)]
-    batches = [_mapping(rows, group, model.device) for group in groups]
-    return measure_importance(
-        model, structure, batches, method=config.importance, layer_method=config.layer_importance, teacher=teacher,
-        seed=config.seed,
-    )  # fmt: skip
-
-
-def _mapping(rows: Rows, numbers: Sequence[int], device: torch.device) -> dict[str, torch.Tensor]:
-    ids = make_batch(rows, numbers).ids
-    lengths = torch.tensor([len(rows[number]) for number in numbers])
-    mask = torch.arange(ids.shape[1]) < lengths[:, None]
-    return {"input_ids": ids.to(device), "attention_mask": mask.long().to(device)}

@@ -72,6 +72,10 @@ class RunFolder:
                 continue
             shutil.rmtree(child) if child.is_dir() else child.unlink()
         self._journal.unlink(missing_ok=True)
+        self.clear_state()
+
+    def clear_state(self) -> None:
+        """Removes all that only training needs."""
         for child in self.state.iterdir():
             if child.is_dir():
                 shutil.rmtree(child)

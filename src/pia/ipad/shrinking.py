@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pia.errors import ShrinkError
+from pia.ipad.calibration import importance_of
 from pia.ipad.card import write_card
 from pia.ipad.checkpoint import check_room, publish
 from pia.ipad.cost import cost_of
@@ -24,7 +24,7 @@ from pia.ipad.progress import Progress
 from pia.ipad.quality import measure
 from pia.ipad.record import RoundRecord, ShrinkRecord, versions
 from pia.ipad.report import write_report
-from pia.ipad.rounds import Rounds, importance_of, saved_dtype
+from pia.ipad.rounds import Rounds, saved_dtype
 from pia.ipad.run_folder import RunFolder
 from pia.ipad.selection import Selection
 from pia.ipad.settings import ShrinkConfig
@@ -193,7 +193,10 @@ class _Shrink:
             self.original.model, self.structure, self.target, scores=scores, limits=self.config.limits,
             step=self.config.round_share, measures_speed=False,
         )  # fmt: skip
-        self.journal.set_shapes([planned.shape for planned in plan.rounds], scores)
+        shapes = [planned.shape for planned in plan.rounds]
+        if self.config.on_policy_steps:  # a round of its own, which cuts nothing
+            shapes.append(shapes[-1])
+        self.journal.set_shapes(shapes, scores)
 
     def _rounds(self) -> Rounds:
         return Rounds(self.original, self._teacher(), self.data, self.config, self.journal, self.progress)
@@ -235,7 +238,7 @@ class _Shrink:
         write_manifest(record, self.folder.path)
         write_card(record, self.folder.path)
         write_report(record, self.folder.path)
-        shutil.rmtree(self.folder.state / "teacher", ignore_errors=True)
+        self.folder.clear_state()
 
 
 def _target(config: ShrinkConfig, base: Shape) -> Target:
