@@ -7,10 +7,11 @@ import torch
 from shrink_models import KINDS, half, shrinkable, token_ids
 
 from pia.errors import ShrinkError
+from pia.ipad import equality
 from pia.ipad.cut import cut
 from pia.ipad.equality import check_cut
 from pia.ipad.gates import masked
-from pia.ipad.precision import in_float32
+from pia.ipad.precision import widened
 
 
 def logits(model):
@@ -77,7 +78,7 @@ def test_float32_inside_of_half_precision(name):
     """The same as converting the whole model, and nothing of it remains."""
     model = shrinkable(name, torch.bfloat16)
     before = logits(model)
-    with in_float32(model):
+    with widened(model, torch.float32):
         inside = logits(model)
     assert torch.equal(logits(model), before) and model.dtype == torch.bfloat16
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
@@ -91,7 +92,23 @@ def test_float32_ends_with_an_error_inside_of_a_module():
         raise RuntimeError("inside")
 
     handle = model.model.layers[1].mlp.up_proj.register_forward_hook(fail)
-    with in_float32(model), pytest.raises(RuntimeError, match="inside"):
+    with widened(model, torch.float32), pytest.raises(RuntimeError, match="inside"):
         logits(model)
     handle.remove()
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+
+
+def test_float64_decides_where_float32_rounds_too_much(monkeypatch):
+    """A bound below the rounding of float32 stands for a deep model."""
+    model = shrinkable("llama", torch.float32)
+    selection = half(model)
+    small, ids = cut(model, selection), token_ids(2, 9)
+    rounding = check_cut(model, small, selection, ids)
+    assert rounding > 1e-8
+    monkeypatch.setitem(equality._BOUNDS, torch.float32, 1e-8)
+    assert check_cut(model, small, selection, ids) < 1e-8
+    with torch.no_grad():
+        small.model.layers[0].mlp.up_proj.weight[3] *= 1.001
+    with pytest.raises(ShrinkError, match="differs from the masked one"):
+        check_cut(model, small, selection, ids)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}

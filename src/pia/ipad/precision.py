@@ -1,4 +1,4 @@
-"""Runs a model of half precision in float32, without ever holding more than one module's weights in it."""
+"""Runs a model in a wider dtype, without ever holding more than one module's weights in it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import nn
 
 
 @contextmanager
-def in_float32(model: Any) -> Iterator[Any]:
-    """Under it, each module's own weights are float32 while it runs, and what they were before in between.
+def widened(model: Any, dtype: torch.dtype) -> Iterator[Any]:
+    """Under it, each module's own weights are of `dtype` while it runs, and what they were before in between.
 
     Only for inference, and for one thread.
 
@@ -24,7 +24,7 @@ def in_float32(model: Any) -> Iterator[Any]:
     def widen(module: nn.Module, args: Any) -> None:
         for weight in module.parameters(recurse=False):
             originals.setdefault(weight, weight.data)
-            weight.data = weight.data.float()
+            weight.data = weight.data.to(dtype)
 
     def restore(module: nn.Module, args: Any = None, output: Any = None) -> None:
         for weight in module.parameters(recurse=False):
