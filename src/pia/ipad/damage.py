@@ -12,7 +12,7 @@ from pia.ipad.limits import AXES
 from pia.ipad.scores import Scores
 from pia.ipad.shape import Shape
 
-WEIGHTS = {"layers": 5.0, "kv_heads": 3.0, "ffn": 3.0, "hidden": 30.0, "experts": 3.0}
+WEIGHTS = {"layers": 7.5, "kv_heads": 3.5, "ffn": 2.5, "hidden": 40.0, "experts": 2.5}
 """KL from the original, in nats a token before any training, for each unit of loss along an axis: as measured on the
 embedded model. Only their ratios matter; see `pia.ipad.sensitivity` to measure them on another."""
 POWERS = {"layers": 1, "kv_heads": 2, "ffn": 2, "hidden": 2, "experts": 2}
