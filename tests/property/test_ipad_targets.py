@@ -123,7 +123,7 @@ def test_rounds_remove_five_to_ten_percent_where_units_allow_it():
     rounds = schedule(structure, structure.shape, final, counter=counter)
     counts = [counter.non_embedding(shape) for shape in (structure.shape, *rounds)]
     removed = -np.diff(counts) / counts[0]
-    assert (removed <= 0.1).all() and (removed[:-1] >= 0.05).all() and len(rounds) in (6, 7)
+    assert (removed <= 0.1).all() and (removed[:-1] >= 0.05).all() and len(rounds) <= 8
 
 
 def test_a_large_layer_goes_alone():

@@ -15,10 +15,12 @@ from pia.errors import ShrinkError
 from pia.ipad.cost import cost_of
 from pia.ipad.counts import ParameterCounter, meta_model
 from pia.ipad.cut import cut
+from pia.ipad.damage import Damage
 from pia.ipad.importance import measure_importance
 from pia.ipad.latency_model import LatencyModel, probe_shapes
 from pia.ipad.limits import Limits, axes_of, sizes_of
 from pia.ipad.plan import make_plan
+from pia.ipad.sensitivity import measure_weights
 from pia.ipad.shape import Shape
 from pia.ipad.speed import measure_shapes, measure_speeds, random_model
 from pia.ipad.structure import structure_of
@@ -150,6 +152,24 @@ def test_a_timed_model_is_what_it_stands_for():
     speeds = measure_shapes(structure, [structure.shape, shape], model, **QUICK)
     assert set(speeds) == {structure.shape, shape}
     assert [tuple(size) for size in seen] == ([(1, 4)] + [(1, 1)] * 3) * 3
+
+
+def test_weights_are_the_kl_of_models_cut_along_one_axis():
+    model = tiny_model("llama").eval()
+    structure = structure_of(model)
+    scores = measure_importance(model, structure, batches())
+    weights = measure_weights(model, structure, scores, batches())
+    assert set(weights) == {"layers", "kv_heads", "ffn"} and all(weight > 0 for weight in weights.values())
+    shape = replace(structure.shape, num_kv_heads=1)
+    small = cut(model, scores.select(shape))
+    with torch.no_grad():
+        known, ours = (
+            torch.cat([m(batch["input_ids"]).logits[:, :-1].log_softmax(-1).flatten(0, 1) for batch in batches()])
+            for m in (model, small)
+        )
+    kl = float((known.exp() * (known - ours)).sum(-1).mean())
+    assert weights["kv_heads"] * Damage(scores, structure.shape).loss("kv_heads", 1) == pytest.approx(kl, rel=1e-4)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def test_small_things_of_the_screen():

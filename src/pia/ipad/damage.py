@@ -12,16 +12,19 @@ from pia.ipad.limits import AXES
 from pia.ipad.scores import Scores
 from pia.ipad.shape import Shape
 
-WEIGHTS = {"layers": 1.0, "kv_heads": 0.5, "ffn": 0.5, "hidden": 1.0, "experts": 0.5}
-"""What losing a share of an axis' importance counts. A layer is an attention and an FFN; a channel serves all."""
+WEIGHTS = {"layers": 7.5, "kv_heads": 3.5, "ffn": 2.5, "hidden": 40.0, "experts": 2.5}
+"""KL from the original, in nats a token before any training, for each unit of loss along an axis: as measured on the
+embedded model. Only their ratios matter; see `pia.ipad.sensitivity` to measure them on another."""
+POWERS = {"layers": 1, "kv_heads": 2, "ffn": 2, "hidden": 2, "experts": 2}
+"""Inside layers a score is a first-order effect, and KL grows with its square; a layer's score is a KL itself."""
 _LEAST_KEPT = 1e-9
 
 
 class Damage:
-    """The estimate for any shape: the weighted sum over axes of -log(share of the importance that stays).
+    """The estimate for any shape: over axes, the weighted sum of powers of -log(share of the importance that stays).
 
-    Shares of axes multiply, as what is left of one passes through what is left of the others; and the logarithm makes
-    the last units of an axis ever dearer, so that no axis is emptied before the others are touched.
+    The logarithm and the power make the last units of an axis ever dearer, so that no axis is emptied before the others
+    are touched.
 
     Args:
         scores: of the model; without them all units of a kind count the same.
@@ -39,11 +42,12 @@ class Damage:
 
     def of(self, shape: Shape | GridShape) -> Amount:
         """0 for the whole model."""
-        parts = (
-            -self.weights[axis] * np.log(np.maximum(self.share_kept(axis, getattr(shape, name)), _LEAST_KEPT))
-            for axis, name in AXES.items()
-        )
-        return sum(parts)
+        return sum(self.weights[axis] * self.loss(axis, getattr(shape, name)) for axis, name in AXES.items())
+
+    def loss(self, axis: str, size: Amount) -> Amount:
+        """Of one axis, before its weight."""
+        kept = np.maximum(self.share_kept(axis, size), _LEAST_KEPT)
+        return np.abs(np.log(kept)) ** POWERS[axis]
 
 
 def _rows(scores: Scores | None, axis: str, shape: Shape) -> np.ndarray[Any, Any]:

@@ -19,6 +19,9 @@ STEP = 0.08
 _LEAST, _MOST = 0.625, 1.25
 """A round removes between so many steps: 5 to 10 % at the default."""
 
+_SIZE_COUNTS = 4
+"""A round that is off its size by a share of the parameters counts as so much unevenness between axes."""
+
 
 def schedule(
     structure: HasConfig,
@@ -88,7 +91,7 @@ def _next(
     removed = (counter.non_embedding(now) - counter.non_embedding(grid)) / whole
     wanted = remaining / math.ceil(remaining / step - 1e-9)
     goal = _progress_goal(counter, start, now, final, wanted * whole)
-    uneven = _unevenness(grid, start, final, goal) + np.abs(removed - wanted)
+    uneven = _unevenness(grid, start, final, goal) + _SIZE_COUNTS * np.abs(removed - wanted)
     in_step = (removed >= step * _LEAST - 1e-9) & (removed <= step * _MOST + 1e-9)
     alone = _is_one_unit(grid, left) & (removed > step * _MOST)
     small = (removed > 0) & (removed <= step * _MOST)
