@@ -29,15 +29,17 @@ def importance_of(model: Any, rows: Rows, config: ShrinkConfig, *, teacher: Any)
     Raises:
         ShrinkError: a score is no number.
     """
-    structure = structure_of(model)
+    return measure_importance(
+        model, structure_of(model), calibration_batches(rows, config, model.device), method=config.importance,
+        layer_method=config.layer_importance, teacher=teacher, seed=config.seed,
+    )  # fmt: skip
+
+
+def calibration_batches(rows: Rows, config: ShrinkConfig, device: torch.device) -> list[dict[str, torch.Tensor]]:
+    """`input_ids` and `attention_mask`, `[rows, length]` each, of the rows that the seed chooses."""
     chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed)).tolist()
     chosen = sorted(chosen[: config.calibration_rows], key=lambda number: len(rows[number]))
-    groups = [chosen[start : start + _BATCH] for start in range(0, len(chosen), _BATCH)]
-    batches = [_mapping(rows, group, model.device) for group in groups]
-    return measure_importance(
-        model, structure, batches, method=config.importance, layer_method=config.layer_importance, teacher=teacher,
-        seed=config.seed,
-    )  # fmt: skip
+    return [_mapping(rows, chosen[start : start + _BATCH], device) for start in range(0, len(chosen), _BATCH)]
 
 
 def _mapping(rows: Rows, numbers: Sequence[int], device: torch.device) -> dict[str, torch.Tensor]:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from pia.errors import ShrinkError
-from pia.ipad.calibration import importance_of
+from pia.ipad.calibration import calibration_batches, importance_of
 from pia.ipad.card import write_card
 from pia.ipad.checkpoint import check_room, publish
 from pia.ipad.cost import cost_of
-from pia.ipad.data import Split, read_rows, split
+from pia.ipad.data import Rows, Split, read_rows, split
 from pia.ipad.decoder import weights_fingerprint
 from pia.ipad.journal import Begun, Journal
 from pia.ipad.manifest import write_manifest
@@ -27,10 +27,11 @@ from pia.ipad.report import write_report
 from pia.ipad.rounds import Rounds, saved_dtype
 from pia.ipad.run_folder import RunFolder
 from pia.ipad.selection import Selection
+from pia.ipad.sensitivity import measure_weights
 from pia.ipad.settings import ShrinkConfig
 from pia.ipad.shape import Shape
 from pia.ipad.speed import measure_speeds
-from pia.ipad.structure import structure_of
+from pia.ipad.structure import Structure, structure_of
 from pia.ipad.target import Target
 from pia.ipad.teacher import Teacher
 from pia.ipad.teacher_choice import teacher_for
@@ -114,10 +115,7 @@ def plan_shrink(
     target = _target(config, structure.shape)
     progress.doing("reading the data")
     rows = _read(data, None, original.tokenizer, config).training
-    progress.doing("which units matter")
-    scores = importance_of(original.model, rows, config, teacher=original.model)
-    progress.doing("timing the models of all rounds")
-    return make_plan(original.model, structure, target, scores=scores, limits=config.limits, step=config.round_share)
+    return _plan(original, structure, target, rows, config, progress, measures_speed=True)
 
 
 class _Shrink:
@@ -187,16 +185,15 @@ class _Shrink:
         """The shapes of all rounds, once and for all: a latency target would not come out the same again."""
         if self.journal.shapes:
             return
-        self.progress.doing("which units matter")
-        scores = importance_of(self.original.model, self.data.training, self.config, teacher=self.original.model)
-        plan = make_plan(
-            self.original.model, self.structure, self.target, scores=scores, limits=self.config.limits,
-            step=self.config.round_share, measures_speed=False,
+        plan = _plan(
+            self.original, self.structure, self.target, self.data.training, self.config, self.progress,
+            measures_speed=False,
         )  # fmt: skip
         shapes = [planned.shape for planned in plan.rounds]
         if self.config.on_policy_steps:  # a round of its own, which cuts nothing
             shapes.append(shapes[-1])
-        self.journal.set_shapes(shapes, scores)
+        assert plan.scores is not None
+        self.journal.set_shapes(shapes, plan.scores)
 
     def _rounds(self) -> Rounds:
         return Rounds(self.original, self._teacher(), self.data, self.config, self.journal, self.progress)
@@ -239,6 +236,32 @@ class _Shrink:
         write_card(record, self.folder.path)
         write_report(record, self.folder.path)
         self.folder.clear_state()
+
+
+def _plan(
+    original: Original,
+    structure: Structure,
+    target: Target,
+    rows: Rows,
+    config: ShrinkConfig,
+    progress: Progress,
+    *,
+    measures_speed: bool,
+) -> Plan:
+    """The way to the target, by what the units are worth and how much the model minds losing some of each kind."""
+    progress.doing("which units matter")
+    model, limits = original.model, config.limits
+    scores = importance_of(model, rows, config, teacher=model)
+    weights = None
+    if target.shape is None:
+        progress.doing("what each kind of cut costs")
+        batches = calibration_batches(rows, config, model.device)
+        weights = measure_weights(model, structure, scores, batches, limits)
+    progress.doing("timing smaller models" if measures_speed or target.latency else "choosing the shapes")
+    return make_plan(
+        model, structure, target, scores=scores, limits=limits, step=config.round_share, weights=weights,
+        measures_speed=measures_speed,
+    )  # fmt: skip
 
 
 def _target(config: ShrinkConfig, base: Shape) -> Target:
