@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -49,20 +50,33 @@ def _blank(model: Any, config: Any) -> Any:
 
 def _fill(small: Any, model: Any, structure: Structure, selection: Selection) -> None:
     """Copies what stays, weight by weight, so that no third model is ever in memory."""
-    rows = {layer: row for row, layer in enumerate(selection.layers)}
-    kept = {row: structure.kept(selection, row) for row in (None, *rows.values())}
     blanks = small.state_dict()
-    for name, weight in model.state_dict().items():
-        layer, dims = structure.place(name)
-        assert dims is not None, f"{name} is on no map"
-        if layer is not None and layer not in rows:
-            continue
-        row = None if layer is None else rows[layer]
-        blank = blanks.pop(name if row is None else _renamed(name, structure, row))
-        stays = kept[row].cut(weight, dims)
+    for name, stays in what_stays(model.state_dict(), structure, selection):
+        blank = blanks.pop(name)
         assert stays.shape == blank.shape, f"{name} is cut to {tuple(stays.shape)}, not {tuple(blank.shape)}"
         blank.copy_(stays)
     assert not blanks, f"nothing is left for {', '.join(blanks)}"
+
+
+def what_stays(
+    tensors: Mapping[str, torch.Tensor], structure: Structure, selection: Selection
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """What stays of tensors that have the names and sizes of a model's weights, under the names of the cut model.
+
+    Args:
+        tensors: all weights, or some of them.
+        structure: of the model they belong to.
+        selection: units of this model.
+    """
+    rows = {layer: row for row, layer in enumerate(selection.layers)}
+    kept = {row: structure.kept(selection, row) for row in (None, *rows.values())}
+    for name, tensor in tensors.items():
+        layer, dims = structure.place(name)
+        assert dims is not None, f"{name} is on no map"
+        if layer is None:
+            yield name, kept[None].cut(tensor, dims)
+        elif layer in rows:
+            yield _renamed(name, structure, rows[layer]), kept[rows[layer]].cut(tensor, dims)
 
 
 def _renamed(name: str, structure: Structure, row: int) -> str:
