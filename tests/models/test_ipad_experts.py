@@ -14,6 +14,7 @@ from pia.ipad.counts import ParameterCounter
 from pia.ipad.cut import cut
 from pia.ipad.distil_config import DistillConfig
 from pia.ipad.distiller import Distiller
+from pia.ipad.equality import check_cut
 from pia.ipad.float_muon import orthogonal
 from pia.ipad.importance import METHODS, measure_importance
 from pia.ipad.importance.experts import watching_experts
@@ -21,6 +22,7 @@ from pia.ipad.limits import Limits
 from pia.ipad.plan import make_plan
 from pia.ipad.quality import measure as quality_of
 from pia.ipad.selection import Selection
+from pia.ipad.sensitivity import measure_weights
 from pia.ipad.shape import Shape
 from pia.ipad.speed import random_model
 from pia.ipad.structure import structure_of
@@ -211,6 +213,25 @@ def test_a_model_that_is_timed_runs_the_same_kernels():
     model.set_experts_implementation("eager")
     structure = structure_of(model)
     assert random_model(structure, half(model).shape, model).config._experts_implementation == "eager"
+
+
+@families
+def test_the_check_of_a_cut_works_in_half_precision_and_sees_a_wrong_expert(family):
+    model = shrinkable(family, torch.bfloat16)
+    small = cut(model, half(model))
+    assert check_cut(model, small, half(model), token_ids(2, 9)) < 1e-5
+    with torch.no_grad():
+        gate = small.model.layers[1].mlp.gate.weight
+        gate.copy_(gate.flip(0))
+    with pytest.raises(ShrinkError, match="differs from the masked one"):
+        check_cut(model, small, half(model), token_ids(2, 9))
+
+
+@families
+def test_how_much_the_axis_of_experts_minds(family):
+    model, given = shrinkable(family, torch.float32), batches(2)
+    weights = measure_weights(model, structure_of(model), scores_of(model, given), given, Limits(ffn_multiple=4))
+    assert set(weights) == {"layers", "kv_heads", "ffn", "experts"} and weights["experts"] > 0
 
 
 def distilled(folder, student, teacher, *, num_steps=12, **changes):
