@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,8 @@ from pia.ipad.equality import check_cut
 from pia.ipad.float_muon import orthogonal
 from pia.ipad.importance import METHODS, measure_importance
 from pia.ipad.importance.experts import watching_experts
-from pia.ipad.limits import Limits
+from pia.ipad.latency_model import probe_shapes
+from pia.ipad.limits import Limits, sizes_of
 from pia.ipad.plan import make_plan
 from pia.ipad.quality import measure as quality_of
 from pia.ipad.selection import Selection
@@ -206,6 +209,20 @@ def test_a_plan_cuts_experts_too(family):
     alone = make_plan(model, structure, Target(0.7), scores=scores, limits=Limits(axes=("experts",)),
                       measures_speed=False)  # fmt: skip
     assert alone.final.shape.num_experts < 4 and alone.final.shape.ffn_size == structure.shape.ffn_size
+
+
+@families
+def test_sizes_that_kernels_of_experts_cannot_run_are_left_out(family):
+    """torch's refuse rows that are no multiple of 16 bytes."""
+    model = shrinkable(family, torch.float32)
+    structure = structure_of(model)
+    sizes = sizes_of(structure, Limits(axes=("ffn", "hidden"), ffn_multiple=2))
+    assert sizes["ffn"] == list(range(structure.shape.ffn_size, 0, -8))
+    assert sizes["hidden"] == [32, 24, 16, 8]
+    for shape in probe_shapes(structure):
+        random_model(structure, shape, model.bfloat16())(token_ids(1, 5))
+    with pytest.raises(ShrinkError, match=r"13 FFN neurons are not a multiple of 8.*take 8"):
+        make_plan(model, structure, Target(shape=replace(structure.shape, ffn_size=13)), measures_speed=False)
 
 
 def test_a_model_that_is_timed_runs_the_same_kernels():
