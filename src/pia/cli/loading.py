@@ -27,6 +27,13 @@ def quiet_libraries() -> None:
     warnings.simplefilter("ignore")
 
 
+def quiet_bars() -> None:
+    """Keeps Transformers from drawing bars of its own while ours are up; imports it."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+
+
 def stay_offline() -> None:
     """Uses local files only; call before Transformers is imported."""
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -99,7 +106,13 @@ def _check_place(name: str) -> bool:
     is_local = name == "demo" or _is_folder(name)
     if is_local:
         stay_offline()
-    if name != "demo" and is_local and not (Path(name).expanduser() / "config.json").exists():
+    folder = Path(name).expanduser()
+    if name != "demo" and is_local and not (folder / "config.json").exists():
+        if (folder / "adapter_config.json").exists():
+            raise ModelError(
+                f"the folder {name!r} holds an adapter and no model: save the whole model with "
+                "model.merge_and_unload().save_pretrained(...)"
+            )
         raise ModelError(f"the folder {name!r} holds no model: there is no config.json in it")
     if not is_local and _looks_like_a_path(name):
         raise ModelError(

@@ -7,17 +7,22 @@ Stopped or killed at any moment, the same command goes on where it was. --plan s
 from __future__ import annotations
 
 import argparse
+import errno
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pia.cli import options
-from pia.errors import UnsupportedOptionError
+from pia.cli.terminal import note
+from pia.errors import ShrinkError, UnsupportedOptionError
 
 HELP = "prune and distil a model into a smaller stock checkpoint (IPAD)"
 
 _OF_LOADING = ("model", "data", "held_out", "out", "plan", "overwrite", "device", "json", "run")
 """Options that are no settings of the shrink."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,7 +111,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `pia shrink`."""
-    from pia.cli.loading import load_tokenizer, quiet_libraries, stay_offline
+    from pia.cli.loading import load_tokenizer, quiet_bars, quiet_libraries, stay_offline
 
     if args.out is None and not args.plan:
         raise UnsupportedOptionError("give the folder of the small model with --out DIR, or look first with --plan")
@@ -118,6 +123,7 @@ def run(args: argparse.Namespace) -> int:
         stay_offline()
         name = str(demo_model_path())
     tokenizer = load_tokenizer(name)
+    quiet_bars()
     settings = _settings(args)
     return _plan(args, name, tokenizer, settings) if args.plan else _shrink(args, name, tokenizer, settings)
 
@@ -133,8 +139,10 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 def _shrink(args: argparse.Namespace, name: str, tokenizer: Any, settings: dict[str, Any]) -> int:
     from pia.cli.shrink_progress import ShrinkProgress, show_result
     from pia.ipad import shrink
+    from pia.ipad.processes import Processes
 
-    with ShrinkProgress(is_quiet=args.json) as progress:
+    is_main = Processes().is_main  # of those that `accelerate launch` started, one speaks
+    with _way_out(args.out), ShrinkProgress(is_quiet=args.json or not is_main) as progress:
         done = shrink(
             name,
             args.data,
@@ -147,8 +155,25 @@ def _shrink(args: argparse.Namespace, name: str, tokenizer: Any, settings: dict[
             progress=progress,
             **settings,
         )
-    show_result(done, as_json=args.json)
+    if is_main:
+        show_result(done, as_json=args.json)
     return 0
+
+
+@contextmanager
+def _way_out(out: str) -> Iterator[None]:
+    """Says how to go on from where it stopped: what is done is not lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(f"Stopped; what is done lies in {out}, and the same command goes on with it.")
+        raise
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise ShrinkError(
+            f"{error.filename or out}: {error.strerror}. Nothing is lost: free some room, and the same command goes on"
+        ) from error
 
 
 def _plan(args: argparse.Namespace, name: str, tokenizer: Any, settings: dict[str, Any]) -> int:

@@ -24,8 +24,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with open(temporary, "xb") as file:
             yield file
         put_in_place(temporary, target)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        _name(error, path)
         raise
 
 
@@ -44,9 +45,14 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         _put_folder_in_place(temporary, target)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError) and error.filename is None:  # a full disk, as it says nothing of where
-            error.filename = str(path)
+        _name(error, path)
         raise
+
+
+def _name(error: BaseException, path: Path) -> None:
+    """Says where, which a full disk does not."""
+    if isinstance(error, OSError) and error.filename is None:
+        error.filename = str(path)
 
 
 def _put_folder_in_place(temporary: Path, target: Path) -> None:

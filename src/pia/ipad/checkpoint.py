@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import torch
 
 from pia.drafting.atomic_file import replacing, replacing_folder
 from pia.errors import ShrinkError
+from pia.ipad.kernels import kernels_of
 
 
 def save_model(model: Any, tokenizer: Any, path: Path, dtype: torch.dtype) -> None:
@@ -28,18 +32,28 @@ def save_model(model: Any, tokenizer: Any, path: Path, dtype: torch.dtype) -> No
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     saved = model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
-    with replacing_folder(path) as folder:
+    with replacing_folder(path) as folder, _disk_errors(path):
         saved.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
 
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Makes an `OSError` of what the writers in Rust (safetensors, tokenizers) raise in its place."""
+    try:
+        yield
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if isinstance(error, OSError) or found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+
+
 def load_model(path: Path, like: Any) -> Any:
-    """Loads the model of a round in float32, on the device and with the attention of another one."""
+    """Loads the model of a round in float32, on the device and with the kernels of another one."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, attn_implementation=like.config._attn_implementation
-    )
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **kernels_of(like))
     return model.to(like.device).eval()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pia.ipad.kernels import kernels_of
 from pia.ipad.selection import Selection
 from pia.ipad.structure import Structure, structure_of
 
@@ -40,11 +41,8 @@ def cut(model: Any, selection: Selection) -> Any:
 
 def _blank(model: Any, config: Any) -> Any:
     """A model whose weights are about to be replaced; making it draws random numbers, which nobody else shall miss."""
-    kernels = {"attn_implementation": model.config._attn_implementation}
-    if experts := getattr(model.config, "_experts_implementation", None):
-        kernels["experts_implementation"] = experts
     with torch.random.fork_rng(devices=[]):
-        small = type(model)._from_config(config, dtype=model.dtype, **kernels)
+        small = type(model)._from_config(config, dtype=model.dtype, **kernels_of(model))
     return small.to(model.device)
 
 

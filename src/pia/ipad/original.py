@@ -77,4 +77,8 @@ def _wide_enough(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ModelError(f"the device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
     return torch.device(name)

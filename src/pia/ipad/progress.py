@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pia.ipad.data import Split
 from pia.ipad.distiller import StepInfo
 from pia.ipad.record import RoundRecord
 from pia.ipad.shape import Shape
@@ -17,6 +18,9 @@ class Progress:
 
     def doing(self, text: str) -> None:
         """What takes a while now."""
+
+    def begin_with(self, model: str, family: str, original: RoundRecord, data: Split) -> None:
+        """Model and data are read: the name of the one, and the rows of the other."""
 
     def begin(self, original: RoundRecord, shapes: Sequence[Shape], done: Sequence[RoundRecord]) -> None:
         """The way is known: the shape of every round, of which some are done already."""

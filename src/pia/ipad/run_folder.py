@@ -56,6 +56,7 @@ class RunFolder:
                 ) from None
             if overwrite:
                 self._clear()
+            self._sweep()
             yield
 
     def _check_place(self) -> None:
@@ -73,6 +74,12 @@ class RunFolder:
             shutil.rmtree(child) if child.is_dir() else child.unlink()
         self._journal.unlink(missing_ok=True)
         self.clear_state()
+
+    def _sweep(self) -> None:
+        """Removes what a process that was killed had begun to write."""
+        for place in (self.path, self.path / "rounds", self.state, *self.state.glob("*/")):
+            for left in [*place.glob(".*.tmp"), *place.glob(".*.tmp.old")]:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def clear_state(self) -> None:
         """Removes all that only training needs."""

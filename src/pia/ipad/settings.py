@@ -69,6 +69,8 @@ class ShrinkConfig:
         for name in ("last_share", "held_out_share"):
             if not 0 < getattr(self, name) < 1:
                 raise ShrinkError(f"{name} is {getattr(self, name)!r}; give a share between 0 and 1")
+        if not 0 < self.round_share <= 1:
+            raise ShrinkError(f"round_share is {self.round_share!r}; give a share above 0, up to 1")
         if self.max_perplexity is not None and not self.max_perplexity > 0:
             raise ShrinkError(f"max_perplexity is {self.max_perplexity!r}; give a multiple, such as 1.2")
 

@@ -19,6 +19,7 @@ from pia.ipad.journal import Begun, Journal
 from pia.ipad.manifest import write_manifest
 from pia.ipad.original import Original
 from pia.ipad.plan import Plan, make_plan
+from pia.ipad.preflight import check_before
 from pia.ipad.processes import Processes
 from pia.ipad.progress import Progress
 from pia.ipad.quality import measure
@@ -114,8 +115,9 @@ def plan_shrink(
     structure = structure_of(original.model)
     target = _target(config, structure.shape)
     progress.doing("reading the data")
-    rows = _read(data, None, original.tokenizer, config).training
-    return _plan(original, structure, target, rows, config, progress, measures_speed=True)
+    read = _read(data, None, original.tokenizer, config)
+    check_before(structure, target, read, config)
+    return _plan(original, structure, target, read.training, config, progress, measures_speed=True)
 
 
 class _Shrink:
@@ -141,6 +143,8 @@ class _Shrink:
         self.target = _target(config, self.structure.shape)
         progress.doing("reading the data")
         self.data = _read(data, held_out, original.tokenizer, config)
+        check_before(self.structure, self.target, self.data, config)
+        progress.begin_with(original.name, self.structure.family, self._unmeasured(), self.data)
         self.journal = self._journal(command)
 
     def _journal(self, command: str) -> Journal:
