@@ -23,7 +23,7 @@ say := @echo "pia:"
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all test-oldest lint format bench bench-batch bench-long bench-replay bench-cache
-.PHONY: bench-sources code-model clean
+.PHONY: bench-sources bench-ipad code-model clean
 .DELETE_ON_ERROR:
 
 help:
@@ -38,6 +38,7 @@ help:
 	@echo "make bench-long   prompts of 32k tokens: prefill, memory, steps; the last line is JSON"
 	@echo "make bench-replay only the replay: PIA's drafts beside those of others; the last line is JSON"
 	@echo "make bench-sources each source of drafts alone and all in one tree, from an empty cache; the last line is JSON"
+	@echo "make bench-ipad   halve the embedded model: in rounds, at once, and from scratch; the last line is JSON (under 40 minutes)"
 	@echo "make bench-cache  measure the draft cache alone, at 10 million tokens; the last line is JSON"
 	@echo "make code-model   train a small model of Python code, into build/code_model (about an hour of one core)"
 	@echo "make setup        only create the environment and build"
@@ -82,6 +83,9 @@ bench-replay: $(VENV)/.installed $(VENV)/.peers
 
 bench-sources: $(VENV)/.installed
 	@$(BIN)/pia bench demo --compare-sources --questions 100 --rounds 1
+
+bench-ipad: $(VENV)/.plots
+	@$(BIN)/python tools/bench_ipad.py
 
 bench-cache:
 	@tools/bench_cache.sh

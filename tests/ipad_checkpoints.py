@@ -27,8 +27,13 @@ def save_small_model(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.
     )  # fmt: skip
     model = LlamaForCausalLM(LlamaConfig(**{**sizes, **changes})).to(dtype)
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(demo_model_path()).save_pretrained(folder)
+    save_tokenizer(folder)
     return folder
+
+
+def save_tokenizer(folder: Path) -> None:
+    """The demo model's."""
+    AutoTokenizer.from_pretrained(demo_model_path()).save_pretrained(folder)
 
 
 def save_questions(path: Path, num: int = 60) -> Path:

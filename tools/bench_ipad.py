@@ -4,7 +4,8 @@
 
 The teacher is the embedded demo model, the data GSM8K's training questions; quality is measured on test questions that
 neither the teacher nor a student was trained on. All contenders see the same batches in the same steps, with the same
-teacher; the one from scratch begins with random weights in the same shape. Speeds are of plain decoding, in turns; the
+teacher; the one from scratch begins with random weights in the same shape, and has the higher learning rate that the
+teacher itself was trained with, as random weights want one. Speeds are of plain decoding, in turns; the
 small model is then tried as a draft of the large one. The very last line is one JSON object.
 """
 
@@ -16,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,11 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 FIRST_TEST, NUM_TEST = 100, 300
 """Test questions to measure on, behind those that the package ships."""
 DISTILLATION: dict[str, Any] = {
-    "optimizer": "muon", "learning_rate": 1e-3, "batch_tokens": 4096, "attn_implementation": "eager",
-    "lm_weight": 0.1, "checkpoint_every": 100,
+    "optimizer": "muon", "learning_rate": 1e-3, "warmup_steps": 2, "batch_tokens": 4096,
+    "attn_implementation": "eager", "checkpoint_every": 100,
 }  # fmt: skip
 """The same for all contenders. Eager attention is the faster one at these lengths on a CPU."""
+SCRATCH_LEARNING_RATE = 4e-3
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,8 @@ class Bench:
         student = random_model(structure_of(self.teacher), self.shape, self.teacher)
         started = time.perf_counter()
         Distiller(
-            student, OnlineTeacher(self.teacher), self.rows, self.config, seed=0, folder=folder / "stage",
+            student, OnlineTeacher(self.teacher), self.rows,
+            replace(self.config, learning_rate=SCRATCH_LEARNING_RATE), seed=0, folder=folder / "stage",
             num_steps=self.args.steps,
         ).run()  # fmt: skip
         save_model(student, self.tokenizer, folder, torch.bfloat16)
@@ -218,9 +221,7 @@ class Bench:
                 f"{r.seconds / 60:.1f}",
             )  # fmt: skip
         Console(width=None if sys.stdout.isatty() else 100).print(table)
-        print(
-            f"The teacher's perplexity on {len(self.held_out)} test answers is {self.teacher_quality.perplexity:.3f}."
-        )
+        print(f"The teacher's perplexity on {len(self.held_out)} test answers: {self.teacher_quality.perplexity:.3f}.")
         if memory["ratio"]:
             print(f"A round takes {memory['ratio']:.2f} x the teacher's weights and activations of one batch at most.")
         print(f"On {machine_line(describe_machine(self.teacher))}.")

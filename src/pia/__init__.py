@@ -30,9 +30,13 @@ _HOMES = {
     "PiaError": "pia.errors",
 }
 
-__all__ = ["__version__", *_HOMES]
+_PARTS = ("ipad",)
+"""Packages that are used by their own names, as in `pia.ipad.shrink`."""
+
+__all__ = ["__version__", *_HOMES, *_PARTS]
 
 if TYPE_CHECKING:
+    from pia import ipad as ipad
     from pia.acceleration import accelerate as accelerate
     from pia.acceleration import restore as restore
     from pia.config import JacobiConfig as JacobiConfig
@@ -57,6 +61,8 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used, so that `import pia` costs nothing."""
+    if name in _PARTS:
+        return import_module(f"pia.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'pia' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -15,6 +15,7 @@ import torch
 
 from pia.drafting.atomic_file import replacing, replacing_folder
 from pia.errors import ShrinkError
+from pia.ipad.kernels import kernels_of
 
 
 def save_model(model: Any, tokenizer: Any, path: Path, dtype: torch.dtype) -> None:
@@ -49,12 +50,10 @@ def _disk_errors(path: Path) -> Iterator[None]:
 
 
 def load_model(path: Path, like: Any) -> Any:
-    """Loads the model of a round in float32, on the device and with the attention of another one."""
+    """Loads the model of a round in float32, on the device and with the kernels of another one."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, attn_implementation=like.config._attn_implementation
-    )
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **kernels_of(like))
     return model.to(like.device).eval()
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
+from pia.ipad.kernels import kernels_of
 from pia.ipad.selection import Selection
 from pia.ipad.structure import Structure, structure_of
 
@@ -39,30 +41,40 @@ def cut(model: Any, selection: Selection) -> Any:
 
 def _blank(model: Any, config: Any) -> Any:
     """A model whose weights are about to be replaced; making it draws random numbers, which nobody else shall miss."""
-    kernels = {"attn_implementation": model.config._attn_implementation}
-    if experts := getattr(model.config, "_experts_implementation", None):
-        kernels["experts_implementation"] = experts
     with torch.random.fork_rng(devices=[]):
-        small = type(model)._from_config(config, dtype=model.dtype, **kernels)
+        small = type(model)._from_config(config, dtype=model.dtype, **kernels_of(model))
     return small.to(model.device)
 
 
 def _fill(small: Any, model: Any, structure: Structure, selection: Selection) -> None:
     """Copies what stays, weight by weight, so that no third model is ever in memory."""
-    rows = {layer: row for row, layer in enumerate(selection.layers)}
-    kept = {row: structure.kept(selection, row) for row in (None, *rows.values())}
     blanks = small.state_dict()
-    for name, weight in model.state_dict().items():
-        layer, dims = structure.place(name)
-        assert dims is not None, f"{name} is on no map"
-        if layer is not None and layer not in rows:
-            continue
-        row = None if layer is None else rows[layer]
-        blank = blanks.pop(name if row is None else _renamed(name, structure, row))
-        stays = kept[row].cut(weight, dims)
+    for name, stays in what_stays(model.state_dict(), structure, selection):
+        blank = blanks.pop(name)
         assert stays.shape == blank.shape, f"{name} is cut to {tuple(stays.shape)}, not {tuple(blank.shape)}"
         blank.copy_(stays)
     assert not blanks, f"nothing is left for {', '.join(blanks)}"
+
+
+def what_stays(
+    tensors: Mapping[str, torch.Tensor], structure: Structure, selection: Selection
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """What stays of tensors that have the names and sizes of a model's weights, under the names of the cut model.
+
+    Args:
+        tensors: all weights, or some of them.
+        structure: of the model they belong to.
+        selection: units of this model.
+    """
+    rows = {layer: row for row, layer in enumerate(selection.layers)}
+    kept = {row: structure.kept(selection, row) for row in (None, *rows.values())}
+    for name, tensor in tensors.items():
+        layer, dims = structure.place(name)
+        assert dims is not None, f"{name} is on no map"
+        if layer is None:
+            yield name, kept[None].cut(tensor, dims)
+        elif layer in rows:
+            yield _renamed(name, structure, rows[layer]), kept[rows[layer]].cut(tensor, dims)
 
 
 def _renamed(name: str, structure: Structure, row: int) -> str:

@@ -21,6 +21,7 @@ from pia.ipad.decoder import Decoder, weights_fingerprint
 from pia.ipad.distil_config import DistillConfig
 from pia.ipad.lora import adapted
 from pia.ipad.losses import ChunkedLoss, hidden_loss
+from pia.ipad.moments import Moments, load_moments, moments_of
 from pia.ipad.optimizers import build_optimizers, set_learning_rate
 from pia.ipad.processes import Processes
 from pia.ipad.stage_checkpoint import StageCheckpoint
@@ -81,6 +82,7 @@ class Distiller:
         lr_to: and behind its end.
         on_step: is told about every step that is trained, on the main process.
         hidden_channels: which of the teacher's hidden channels the student has, where `config.hidden_weight` is not 0.
+        moments: of the optimizers, to begin with; they begin anew when None, or where adapters are trained.
 
     Raises:
         ShrinkError: teacher, rows and student do not go together, or the arithmetic is not to be had here.
@@ -101,6 +103,7 @@ class Distiller:
         lr_to: float = 0.0,
         on_step: Callable[[StepInfo], None] | None = None,
         hidden_channels: Sequence[int] | None = None,
+        moments: Moments | None = None,
     ) -> None:
         self.processes = Processes()
         self.device = self.processes.device
@@ -114,6 +117,8 @@ class Distiller:
         self.batches = Batches(rows, config.batch_tokens, seed)
         self.channels = None if hidden_channels is None else torch.tensor(hidden_channels, device=self.device)
         self._row_weights = [float(row.weights[1:].sum()) for row in rows]
+        self.moments = None if config.recovery == "lora" else moments
+        """Before training those to begin with, afterwards those that the next stage may go on from."""
         self.student = student.to(self.device, torch.float32).eval()
         self.decoder = Decoder(self.student)
         self._check()
@@ -133,6 +138,8 @@ class Distiller:
             self.teacher.to(self.device)
         with self._trained() as model, self._attention():
             optimizers = build_optimizers(model, self.config)
+            if self.moments is not None:
+                load_moments(model, optimizers, self.moments)
             done = self.checkpoint.load(model, optimizers) or 0
             self.parameters = [p for p in model.parameters() if p.requires_grad]
             for number in range(done, self.stage.num_steps):
@@ -141,6 +148,7 @@ class Distiller:
                     self._save(number + 1, model, optimizers)
                 if self.on_step is not None and self.processes.is_main:
                     self.on_step(info)
+            self.moments = None if self.config.recovery == "lora" else moments_of(model, optimizers)
         return self.student
 
     def _step(self, number: int, optimizers: list[torch.optim.Optimizer]) -> StepInfo:
@@ -262,7 +270,7 @@ class Distiller:
         parts = [
             config, self.rows.fingerprint, self.seed, asdict(self.stage), weights_fingerprint(self.student),
             self.teacher.fingerprint if self.teacher is not None else None, self.processes.num,
-            None if self.channels is None else self.channels.tolist(),
+            None if self.channels is None else self.channels.tolist(), self.moments is not None,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -12,7 +12,7 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 class FloatMuon(torch.optim.Optimizer):
-    """Momentum whose update is made orthogonal, for matrices.
+    """Momentum whose update is made orthogonal, for matrices and stacks of them `[..., rows, columns]`.
 
     The same rule as ``torch.optim.Muon`` with Nesterov's momentum and ``adjust_lr_fn="match_rms_adamw"``.
     """
@@ -36,16 +36,16 @@ class FloatMuon(torch.optim.Optimizer):
         mean = state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
         direction = orthogonal(matrix.grad.lerp(mean, group["momentum"]))
         matrix.mul_(1 - group["lr"] * group["weight_decay"])
-        matrix.add_(direction, alpha=-group["lr"] * 0.2 * math.sqrt(max(matrix.shape)))
+        matrix.add_(direction, alpha=-group["lr"] * 0.2 * math.sqrt(max(matrix.shape[-2:])))
 
 
 def orthogonal(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """About the nearest matrix ``[rows, columns]`` whose singular values are all 1, by Newton-Schulz steps."""
-    is_tall = matrix.shape[0] > matrix.shape[1]
-    x: torch.Tensor = matrix.T if is_tall else matrix
-    x = x / x.norm().clamp(min=1e-7)
+    """About the nearest matrix ``[..., rows, columns]`` whose singular values are all 1, by Newton-Schulz steps."""
+    is_tall = matrix.shape[-2] > matrix.shape[-1]
+    x: torch.Tensor = matrix.mT if is_tall else matrix
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
     a, b, c = QUINTIC
     for _ in range(steps):
-        square = x @ x.T
+        square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
-    return x.T if is_tall else x
+    return x.mT if is_tall else x

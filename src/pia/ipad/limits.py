@@ -23,6 +23,8 @@ AXES = {
 _MAX_MULTIPLE = 128
 _PARTS = 16
 """A default multiple leaves at least so many sizes to choose from."""
+_EXPERT_MULTIPLE = 8
+"""Of the sizes of experts: kernels that multiply all experts at once need rows of 16 bytes, 8 numbers of bfloat16."""
 _MAX_VALUES = 64
 """Sizes looked at on an axis: beyond that, every second, every third, and so on."""
 
@@ -37,7 +39,8 @@ class Limits:
     tensor_parallel: int = 1
     """Devices that the model is to be split over: KV heads (so query heads too) and FFN are divisible by it."""
     ffn_multiple: int | None = None
-    """Of FFN sizes; by default the largest power of two up to a sixteenth of the FFN, at most 128."""
+    """Of FFN sizes; by default the largest power of two up to a sixteenth of the FFN, at most 128.
+    Those of experts are multiples of 8 in any case, as are hidden sizes of models with experts."""
     hidden_multiple: int | None = None
     """Of hidden sizes; the default is made likewise."""
 
@@ -85,12 +88,14 @@ def sizes_of(structure: HasConfig, limits: Limits) -> dict[str, list[int]]:
         sizes[axis] = list(range(getattr(shape, AXES[axis]), 0, -1))
     sizes["kv_heads"] = _divisible(sizes["kv_heads"], limits.tensor_parallel, "KV heads", "tensor_parallel")
     multiple = _asked(limits.ffn_multiple, "ffn_multiple") or default_multiple(shape.ffn_size)
-    multiple = math.lcm(multiple, limits.tensor_parallel)
+    of_experts = _EXPERT_MULTIPLE if shape.num_experts else 1
+    multiple = math.lcm(multiple, limits.tensor_parallel, of_experts)
     keeps_whole = limits.ffn_multiple is None and shape.ffn_size % limits.tensor_parallel == 0
     sizes["ffn"] = _rounded(sizes["ffn"], multiple, keeps_whole, "FFN neurons", "ffn_multiple")
     multiple = _asked(limits.hidden_multiple, "hidden_multiple") or default_multiple(shape.hidden_size)
     if structure.ties_hidden_to_heads:
         multiple = structure.head_dim * structure.queries_per_group
+    multiple = math.lcm(multiple, of_experts)
     keeps_whole = limits.hidden_multiple is None
     sizes["hidden"] = _rounded(sizes["hidden"], multiple, keeps_whole, "hidden channels", "hidden_multiple")
     return {axis: _thinned(values) for axis, values in sizes.items()}
@@ -137,10 +142,28 @@ def grid_of(structure: HasConfig, sizes: Mapping[str, list[int]]) -> GridShape:
     return GridShape(**arrays)
 
 
+def check_experts(structure: HasConfig, shape: Shape) -> None:
+    """Whether stock kernels can run the experts of a shape.
+
+    Raises:
+        ShrinkError: a size that shrinks is no multiple of what they need.
+    """
+    if not shape.num_experts:
+        return
+    for name, what in (("ffn_size", "FFN neurons"), ("hidden_size", "hidden channels")):
+        size = getattr(shape, name)
+        if size % _EXPERT_MULTIPLE and size != getattr(structure.shape, name):
+            raise ShrinkError(
+                f"{size} {what} are not a multiple of {_EXPERT_MULTIPLE}, which kernels of experts need: take "
+                f"{size - size % _EXPERT_MULTIPLE or _EXPERT_MULTIPLE}"
+            )
+
+
 def is_legal(structure: HasConfig, shape: Shape) -> bool:
-    """Whether a stock configuration can hold a shape."""
+    """Whether a stock configuration can hold a shape, and stock kernels can run it."""
     try:
         structure.check(shape)
+        check_experts(structure, shape)
     except ShrinkError:
         return False
     return True

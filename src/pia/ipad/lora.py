@@ -18,7 +18,8 @@ def adapted(decoder: Decoder, rank: int, seed: int) -> Iterator[Any]:
     """Gives the linear maps of all layers adapters, of which alone the parameters are trained.
 
     Behind the block they are merged into the weights, if it ended well, and left out if not; either way the model is a
-    stock one again.
+    stock one again. Experts, which are stacked in weights of three dimensions, and their routers get none: they stay as
+    the cut left them.
 
     Args:
         decoder: its model is changed in place.

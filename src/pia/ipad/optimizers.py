@@ -14,20 +14,20 @@ _BETAS = (0.9, 0.95)
 
 
 def build_optimizers(model: Any, config: DistillConfig) -> list[torch.optim.Optimizer]:
-    """One or two optimizers over all parameters that are trained.
+    """The optimizers of all parameters that are trained.
 
-    Muon takes the matrices inside the network, and AdamW embeddings, head, norms and biases. Muon's updates are scaled
-    to the size of AdamW's ("match_rms_adamw"), so one learning rate goes for both.
+    Muon takes the matrices inside the network, routers and each matrix of a stack of experts included, and AdamW
+    embeddings, head, norms and biases. Muon's updates are scaled to the size of AdamW's ("match_rms_adamw"), so one
+    learning rate goes for both.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if config.optimizer == "adamw":
         return [_adamw(trained, config)]
     outer = _outer_parameters(model)
-    matrices = [p for p in trained if p.ndim == 2 and id(p) not in outer]
-    inner = {id(p) for p in matrices}
-    others = [p for p in trained if id(p) not in inner]
-    found = [_muon(matrices, config)] if matrices else []
-    return [*found, _adamw(others, config)] if others else found
+    inner = [p for p in trained if p.ndim >= 2 and id(p) not in outer]
+    known = {id(p) for p in inner}
+    others = [p for p in trained if id(p) not in known]
+    return [*_muons(inner, config), *([_adamw(others, config)] if others else [])]
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], learning_rate: float) -> None:
@@ -58,8 +58,18 @@ def _can_fuse(parameters: list[torch.Tensor]) -> bool:
     return all(p.device.type in ("cpu", "cuda") for p in parameters)
 
 
-def _muon(matrices: list[torch.Tensor], config: DistillConfig) -> torch.optim.Optimizer:
-    rate, decay = config.learning_rate, config.weight_decay
-    if hasattr(torch.optim, "Muon") and has_fast_bfloat16(matrices[0].device):
-        return torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw", nesterov=True)
-    return FloatMuon(matrices, lr=rate, weight_decay=decay)
+def _muons(matrices: list[torch.Tensor], config: DistillConfig) -> list[torch.optim.Optimizer]:
+    """PyTorch's own for matrices where it is fast; it takes no stacks of them."""
+    if not (matrices and hasattr(torch.optim, "Muon") and has_fast_bfloat16(matrices[0].device)):
+        return [_float_muon(matrices, config)] if matrices else []
+    plain = [p for p in matrices if p.ndim == 2]
+    stacked = [p for p in matrices if p.ndim > 2]
+    found: list[torch.optim.Optimizer] = []
+    if plain:
+        rate, decay = config.learning_rate, config.weight_decay
+        found = [torch.optim.Muon(plain, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw", nesterov=True)]
+    return [*found, *([_float_muon(stacked, config)] if stacked else [])]
+
+
+def _float_muon(matrices: list[torch.Tensor], config: DistillConfig) -> torch.optim.Optimizer:
+    return FloatMuon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay)

@@ -20,6 +20,7 @@ _NO_PLOTS = "No plots: Matplotlib is not installed (`pip install matplotlib`)."
 _CAPTIONS = {
     "quality": "Each round after its distillation; the dotted line is the original.",
     "layers": "What the layers were worth before the first cut.",
+    "experts": "Each row is a layer, whose experts compare with each other; crosses are on those that went.",
     "units": "Columns are units of the original; the colour says in which round they went, alone or with their layer.",
     "loss": "The loss of distillation; a round begins at each dotted line, right after a cut.",
 }

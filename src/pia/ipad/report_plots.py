@@ -13,6 +13,7 @@ from pia.ipad.record import RoundRecord, ShrinkRecord
 TITLES = {
     "quality": "Held-out perplexity against size",
     "layers": "Importance of layers, as first measured",
+    "experts": "Importance of experts, as first measured",
     "units": "When units went",
     "loss": "Training loss over the rounds",
 }
@@ -26,6 +27,7 @@ def draw_plots(record: ShrinkRecord) -> dict[str, Any]:
     wanted: dict[str, tuple[bool, Callable[[ShrinkRecord], Any]]] = {
         "quality": (len(measured) > 1, _draw_quality),
         "layers": (record.scores is not None, _draw_layers),
+        "experts": (record.scores is not None and record.scores.experts is not None, _draw_experts),
         "units": (bool(record.rounds), _draw_units),
         "loss": (any(item.loss_curve for item in record.rounds), _draw_loss),
     }
@@ -77,6 +79,30 @@ def _draw_layers(record: ShrinkRecord) -> Any:
     panel.set_xticks(_ticks(len(values)))
     tidy(panel)
     panel.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _draw_experts(record: ShrinkRecord) -> Any:
+    """A heat map, layers downwards and experts across; a cross on each that went, alone or with its layer."""
+    assert record.scores is not None and record.scores.experts is not None, "drawn only with scores of experts"
+    values = record.scores.experts
+    num_layers, num_experts = values.shape
+    figure = new_figure(max(4.8, min(12.0, 0.3 * num_experts + 2.4)), max(2.4, min(12.0, 0.24 * num_layers + 1.4)))
+    panel = figure.subplots()
+    shares = values / np.maximum(values.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    image = panel.imshow(shares, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0.0)
+    gone = np.argwhere(leaving_rounds(record, "experts") > 0)
+    if len(gone):
+        panel.plot(gone[:, 1], gone[:, 0], linestyle="", marker="x", markersize=4, color=VERMILION, label="went")
+        panel.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+    panel.set_xlabel("expert")
+    panel.set_ylabel("layer")
+    panel.set_xticks(_ticks(num_experts))
+    panel.set_yticks(_ticks(num_layers))
+    panel.tick_params(colors=INK, length=2, labelsize=8)
+    bar = figure.colorbar(image, ax=panel, pad=0.01)
+    bar.set_label("share of its layer's importance", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
     return figure
 
 

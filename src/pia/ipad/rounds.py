@@ -9,6 +9,7 @@ import shutil
 import time
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from pia.ipad.distiller import Distiller, StepInfo
 from pia.ipad.equality import check_cut
 from pia.ipad.journal import Journal
 from pia.ipad.loss_curve import LossCurve
+from pia.ipad.moments import Moments, cut_moments, read_moments, save_moments
 from pia.ipad.on_policy import OnPolicyConfig, train_on_policy
 from pia.ipad.original import Original
 from pia.ipad.progress import Progress
@@ -108,16 +110,16 @@ class Rounds:
             else:
                 self.journal.keep_round(record)
                 self.progress.end_round(record)
-            if self.processes.is_main:
-                shutil.rmtree(self.journal.folder.stage_path(number), ignore_errors=True)
+            if self.processes.is_main:  # this round's own is kept: the next one takes over its moments
+                shutil.rmtree(self.journal.folder.stage_path(number - 1), ignore_errors=True)
 
     def _trained(self, number: int) -> RoundRecord:
         """Cuts, trains and saves the model of a round; its figures are those of what was saved."""
         if number > len(self.steps):
             student, units, curve = self._on_policy(number)
         else:
-            student, units = self._cut(number)
-            curve = self._distil(student, number, units)
+            student, units, moments = self._cut(number)
+            curve = self._distil(student, number, units, moments)
         path = self.journal.folder.round_path(number)
         self.progress.doing(f"saving round {number}")
         if self.processes.is_main:
@@ -133,8 +135,8 @@ class Rounds:
             quality.perplexity, quality.kl, quality.agreement, self._speed(student), curve,
         )  # fmt: skip
 
-    def _cut(self, number: int) -> tuple[Any, Selection]:
-        """The student of a round before training, and its units as indices of the original's."""
+    def _cut(self, number: int) -> tuple[Any, Selection, Moments | None]:
+        """The student of a round before training, its units as indices of the original's, and moments for them."""
         before = self._before(number)
         if self.journal.cut is None:
             self.progress.doing(f"round {number}: which units matter")
@@ -145,7 +147,13 @@ class Rounds:
         self.progress.doing(f"round {number}: cutting")
         student = cut(before, selection)
         check_cut(before, student, selection, self._checked_ids())
-        return student, self.journal.record.last.selection.then(selection)
+        moments = read_moments(self._moments_path(number - 1))
+        if moments is not None:
+            moments = cut_moments(moments, before, structure_of(before), selection)
+        return student, self.journal.record.last.selection.then(selection), moments
+
+    def _moments_path(self, number: int) -> Path:
+        return self.journal.folder.stage_path(number) / "moments.safetensors"
 
     def _before(self, number: int) -> Any:
         if number == 1:
@@ -162,7 +170,7 @@ class Rounds:
         row = max(self.data.training, key=len)
         return torch.from_numpy(row.ids[None, :_CHECKED_TOKENS]).long().to(self.original.device)
 
-    def _distil(self, student: Any, number: int, cut_of_original: Selection) -> list[tuple[int, float]]:
+    def _distil(self, student: Any, number: int, units: Selection, moments: Moments | None) -> list[tuple[int, float]]:
         first, num, total = sum(self.steps[: number - 1]), self.steps[number - 1], sum(self.steps)
         curve = LossCurve(self.journal.folder.stage_path(number) / "losses.jsonl")
 
@@ -171,7 +179,7 @@ class Rounds:
             self.progress.step(info)
 
         self.progress.begin_training(number, self.journal.shapes[number - 1], first, num)
-        Distiller(
+        distiller = Distiller(
             student,
             self.teacher,
             self.data.training,
@@ -183,8 +191,12 @@ class Rounds:
             lr_from=1 - first / total,
             lr_to=1 - (first + num) / total,
             on_step=on_step,
-            hidden_channels=cut_of_original.hidden,
-        ).run()
+            hidden_channels=units.hidden,
+            moments=moments,
+        )
+        distiller.run()
+        if self.processes.is_main and distiller.moments is not None:
+            save_moments(distiller.moments, self._moments_path(number))
         return curve.points()
 
     def _on_policy(self, number: int) -> tuple[Any, Selection, list[tuple[int, float]]]:

@@ -215,12 +215,12 @@ class _Shrink:
         """What the rest may write at most: the rounds' models and the last one again, and a training's checkpoint.
 
         A checkpoint of training holds weights and two moments in float32, and stands beside its predecessor for a
-        moment.
+        moment; the moments of the round before stand there as well.
         """
         done = len(self.journal.record.rounds)
         sizes = [cost_of(self.structure, shape).parameters for shape in self.journal.shapes[done:]]
         saved = saved_dtype(self.original, self.config).itemsize
-        return (sum(sizes) + sizes[-1]) * saved + 2 * 12 * sizes[0]
+        return (sum(sizes) + sizes[-1]) * saved + (2 * 12 + 2 * 8) * sizes[0]
 
     def _finish(self) -> Shrunk:
         """Puts the last model, with all that is to be known about it, where it belongs."""

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pia.ipad.counts import HasConfig
+from pia.ipad.kernels import kernels_of
 from pia.ipad.latency_model import LatencyModel
 from pia.ipad.shape import Shape
 
@@ -68,14 +69,12 @@ def measure_speeds(
 
 
 def random_model(structure: HasConfig, shape: Shape, like: Any, *, seed: int = 0) -> Any:
-    """A model of a shape with random weights, for timing: the dtype, device and attention of another model."""
+    """A model of a shape with random weights, for timing: the dtype, device and kernels of another model."""
     config = structure.config_for(shape, layers=range(shape.num_layers))
     devices = [like.device] if like.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.device(like.device):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=like.dtype, attn_implementation=like.config._attn_implementation
-        )
+        model = AutoModelForCausalLM.from_config(config, dtype=like.dtype, **kernels_of(like))
     return model.to(like.device).eval()
 
 
@@ -85,7 +84,7 @@ def measure_shapes(structure: HasConfig, shapes: Sequence[Shape], like: Any, **o
     Args:
         structure: the model's map.
         shapes: legal for it.
-        like: the original, whose dtype, device and attention they take; it stands for its own shape itself.
+        like: the original, whose dtype, device and kernels they take; it stands for its own shape itself.
         **options: as for `measure_speeds`.
     """
     models = {

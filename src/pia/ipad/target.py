@@ -12,7 +12,7 @@ from pia.errors import ShrinkError
 from pia.ipad.counts import GridShape, HasConfig, ParameterCounter
 from pia.ipad.damage import Damage
 from pia.ipad.latency_model import LatencyModel
-from pia.ipad.limits import Limits, grid_of, is_legal, sizes_of
+from pia.ipad.limits import Limits, check_experts, grid_of, is_legal, sizes_of
 from pia.ipad.scores import Scores
 from pia.ipad.shape import Shape
 
@@ -144,4 +144,5 @@ def _explicit(structure: HasConfig, shape: Shape, limits: Limits) -> Shape:
         if size % multiple:
             raise ShrinkError(f"{size} is not a multiple of {multiple} ({what}): change the shape or that number")
     structure.check(shape)
+    check_experts(structure, shape)
     return shape

@@ -1,4 +1,4 @@
-"""How much each layer, KV group, neuron and hidden channel of a model matters, measured over a calibration set."""
+"""How much each unit of a model matters, from layers to hidden channels, measured over a calibration set."""
 
 from pia.ipad.importance.default_loss import sampled_teacher_loss
 from pia.ipad.importance.measure import LAYER_METHODS, METHODS, measure_importance

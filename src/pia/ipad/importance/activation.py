@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from pia.ipad.importance.batch import Batch, model_inputs, token_weights
+from pia.ipad.importance.experts import Routed, sizes_of_parts, watching_experts
 from pia.ipad.importance.points import HasPoints, Point, points_of, watching
 from pia.ipad.importance.totals import Totals
 
@@ -16,7 +17,8 @@ def activation_totals(model: Any, structure: HasPoints, batches: Sequence[Batch]
     """Sums of magnitudes over all tokens, and the number of tokens (Minitron, arXiv 2407.14679, section 2.2).
 
     A neuron counts |activation| times the norm of its column in the output projection, as that is what reaches the
-    stream; a KV group the norm of its heads' outputs; a channel |output| of every norm.
+    stream; a KV group the norm of its heads' outputs; a channel |output| of every norm. An expert counts the norm of
+    its output times the router's weight, and a neuron of experts is summed over those that its token meets.
     """
     points = points_of(structure, model)
     columns = {id(point): _column_norms(point) for point in points if point.kind == "ffn"}
@@ -29,9 +31,14 @@ def activation_totals(model: Any, structure: HasPoints, batches: Sequence[Batch]
             point.by_unit(values.detach().double(), len(weights)), dim=-1
         )  # [rows, tokens, units]
         sums = torch.einsum("rtu,rt->u", sizes, weights.to(sizes.device))
-        totals.add(point, sums * columns[id(point)] if id(point) in columns else sums)
+        totals.add(point.kind, point.layer, sums * columns[id(point)] if id(point) in columns else sums)
 
-    with torch.no_grad(), watching(points, see):
+    def see_experts(routed: Routed, _output: torch.Tensor) -> None:
+        neurons, experts = sizes_of_parts(routed, weights.flatten().to(routed.hidden.device))
+        totals.add("ffn", routed.layer, neurons)
+        totals.add("experts", routed.layer, experts)
+
+    with torch.no_grad(), watching(points, see), watching_experts(structure, model, see_experts):
         for batch in batches:
             weights = token_weights(batch, model.device)
             num_tokens += float(weights.sum())

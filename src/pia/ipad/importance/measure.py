@@ -38,7 +38,8 @@ def measure_importance(
         model: to be cut. Left as it was: no hook stays, and whether it trains and what is trained is put back.
         structure: its map.
         batches: of `pia.ipad.data`, or mappings with `input_ids` and, where rows are padded, `attention_mask`.
-        method: for KV groups, neurons and channels: `taylor` (first order, on `loss`) or `activation` (forward only).
+        method: for KV groups, neurons, experts and channels: `taylor` (first order, on `loss`) or `activation`
+            (forward only).
         layer_method: for layers: `leave_one_out` (KL from the whole model when one is missing) or `influence` (how far
             a layer turns the stream; one forward for all layers).
         loss: for `taylor`: of a batch, as a scalar that has its graph; it must have a gradient. By default
@@ -70,8 +71,8 @@ def _check(method: str, layer_method: str, batches: Sequence[Batch]) -> None:
 
 
 def _finite(scores: Scores) -> Scores:
-    for name in ("layers", "kv_groups", "ffn", "hidden"):
-        if not torch.from_numpy(getattr(scores, name)).isfinite().all():
+    for name, values in vars(scores).items():
+        if values is not None and not torch.from_numpy(values).isfinite().all():
             raise ShrinkError(
                 f"scores of {name} are not finite: the model overflows on these texts; load it in bfloat16 or float32"
             )

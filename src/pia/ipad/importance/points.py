@@ -26,6 +26,8 @@ class HasPoints(Protocol):
 
     def ffn_output(self, layer: Any) -> Any: ...
 
+    def experts(self, layer: Any) -> Any: ...
+
     def norms(self, model: Any) -> Sequence[Any]: ...
 
 
@@ -51,13 +53,13 @@ class Point:
 
 
 def points_of(structure: HasPoints, model: Any) -> list[Point]:
-    """All places of a model, layer by layer."""
+    """All places of a model, layer by layer; but not those inside of experts, see `pia.ipad.importance.experts`."""
     shape = structure.shape
     points = []
     for index, layer in enumerate(structure.layers(model)):
-        attention, ffn = structure.attention_output(layer), structure.ffn_output(layer)
-        points.append(Point("kv_groups", index, attention, True, shape.num_kv_heads))
-        points.append(Point("ffn", index, ffn, True, shape.ffn_size))
+        points.append(Point("kv_groups", index, structure.attention_output(layer), True, shape.num_kv_heads))
+        if not shape.num_experts:
+            points.append(Point("ffn", index, structure.ffn_output(layer), True, shape.ffn_size))
     points += [Point("hidden", 0, norm, False, shape.hidden_size) for norm in structure.norms(model)]
     return points
 

@@ -10,6 +10,7 @@ import torch
 
 from pia.errors import ShrinkError
 from pia.ipad.importance.batch import Batch, token_ids, token_weights
+from pia.ipad.importance.experts import Routed, effects_of_parts, watching_experts
 from pia.ipad.importance.points import HasPoints, Point, points_of, watching
 from pia.ipad.importance.totals import Totals
 
@@ -22,7 +23,8 @@ def taylor_totals(model: Any, structure: HasPoints, batches: Sequence[Batch], lo
     """Sums over all rows of |sum over the row's tokens of activation x gradient|, and the number of rows.
 
     What is summed inside the bars is the first-order change of the loss when the unit is masked: over all dims of a
-    KV group, and for a channel over all norms, since it leaves them together (Molchanov et al., arXiv 1906.10771).
+    KV group, for a channel over all norms, and for a neuron over all experts, since it leaves them together (Molchanov
+    et al., arXiv 1906.10771). An expert falls silent behind the router: that tokens then go to others is not foreseen.
     Only activations get gradients: the weights are held fixed meanwhile, which saves as much memory again as they take.
 
     Raises:
@@ -34,10 +36,10 @@ def taylor_totals(model: Any, structure: HasPoints, batches: Sequence[Batch], lo
     is_loss = False
     with _weights_held(model):
         for batch in batches:
-            value, effects = _effects(points, loss, batch)
+            value, effects = _effects(model, structure, points, loss, batch)
             is_loss = is_loss or abs(value) > _ROUNDING
-            for point, effect in effects:
-                totals.add(point, effect.abs().sum(dim=0))
+            for (kind, layer), effect in effects.items():
+                totals.add(kind, layer, effect.abs().sum(dim=0))
             num_rows += len(token_ids(batch))
     if not is_loss:
         raise ShrinkError(
@@ -47,9 +49,11 @@ def taylor_totals(model: Any, structure: HasPoints, batches: Sequence[Batch], lo
     return totals, float(num_rows)
 
 
-def _effects(points: Sequence[Point], loss: Loss, batch: Batch) -> tuple[float, list[tuple[Point, torch.Tensor]]]:
+def _effects(
+    model: Any, structure: HasPoints, points: Sequence[Point], loss: Loss, batch: Batch
+) -> tuple[float, dict[tuple[str, int], torch.Tensor]]:
     """The loss of a batch, and for each kind and layer the signed effects, `[rows, units]`."""
-    sums: dict[tuple[str, int], tuple[Point, torch.Tensor]] = {}
+    sums: dict[tuple[str, int], torch.Tensor] = {}
 
     def see(point: Point, values: torch.Tensor) -> None:
         if values.requires_grad:
@@ -58,14 +62,24 @@ def _effects(points: Sequence[Point], loss: Loss, batch: Batch) -> tuple[float, 
     def take(point: Point, values: torch.Tensor, gradient: torch.Tensor) -> None:
         weights = token_weights(batch, values.device)
         products = point.by_unit(values.double() * gradient.double(), len(weights)).sum(dim=-1)
-        effect = torch.einsum("rtu,rt->ru", products, weights)
-        key = (point.kind, point.layer)
-        sums[key] = (point, sums[key][1] + effect if key in sums else effect)
+        add(point.kind, point.layer, torch.einsum("rtu,rt->ru", products, weights))
 
-    with torch.enable_grad(), watching(points, see):
+    def see_experts(routed: Routed, output: torch.Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(lambda gradient: take_experts(routed, gradient))  # type: ignore[no-untyped-call]
+
+    def take_experts(routed: Routed, gradient: torch.Tensor) -> None:
+        neurons, experts = effects_of_parts(routed, gradient, token_weights(batch, gradient.device))
+        add("ffn", routed.layer, neurons)
+        add("experts", routed.layer, experts)
+
+    def add(kind: str, layer: int, effect: torch.Tensor) -> None:
+        sums[kind, layer] = sums[kind, layer] + effect if (kind, layer) in sums else effect
+
+    with torch.enable_grad(), watching(points, see), watching_experts(structure, model, see_experts):
         value = loss(batch)
         value.backward()  # type: ignore[no-untyped-call]
-    return float(value.detach()), list(sums.values())
+    return float(value.detach()), sums
 
 
 @contextmanager

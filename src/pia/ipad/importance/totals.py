@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from pia.ipad.importance.points import Point
 from pia.ipad.shape import Shape
 
 
@@ -28,12 +27,14 @@ class Totals:
             "ffn": zeros(shape.num_layers, shape.ffn_size),
             "hidden": zeros(1, shape.hidden_size),
         }
+        if shape.num_experts:
+            self._sums["experts"] = zeros(shape.num_layers, shape.num_experts)
 
-    def add(self, point: Point, values: torch.Tensor) -> None:
-        """Adds `[units]` to the sums of a point."""
-        self._sums[point.kind][point.layer] += values.to(self._sums[point.kind])
+    def add(self, kind: str, layer: int, values: torch.Tensor) -> None:
+        """Adds `[units]` to the sums of a kind in a layer (0 for hidden channels, which all layers share)."""
+        self._sums[kind][layer] += values.to(self._sums[kind])
 
     def divided(self, by: float) -> dict[str, np.ndarray[Any, Any]]:
-        """The sums over a count, by kind: `[layers, KV heads]`, `[layers, neurons]`, `[hidden]`."""
+        """The sums over a count, by kind: `[layers, units]`, and `[hidden]`."""
         arrays = {kind: (values / by).cpu().numpy() for kind, values in self._sums.items()}
         return {**arrays, "hidden": arrays["hidden"][0]}

@@ -1,0 +1,13 @@
+"""Which code runs a model's attention and experts: a copy of it shall run the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def kernels_of(model: Any) -> dict[str, str]:
+    """Options for `from_config` or `from_pretrained`, so that what they make runs as a model does."""
+    kernels = {"attn_implementation": model.config._attn_implementation}
+    if experts := getattr(model.config, "_experts_implementation", None):
+        kernels["experts_implementation"] = experts
+    return kernels
