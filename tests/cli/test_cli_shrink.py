@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +17,7 @@ import transformers
 from cli_support import assert_one_line_error, environment
 
 from ipad_checkpoints import OPTIONS, save_questions, save_small_model
+from pia.cli import build_parser
 from pia.cli.shrink_table import RoundsTable
 from pia.ipad.record import RoundRecord
 from pia.ipad.selection import Selection
@@ -155,6 +158,16 @@ def test_the_table_fits_a_terminal_whatever_the_model():
     table = RoundsTable(original, [small])
     lines = [table.head, table.line(original), table.line(last)]
     assert max(map(len, lines)) <= 100
+
+
+def test_the_guide_names_every_option_and_none_that_is_not_there():
+    text = (Path(__file__).parents[2] / "docs" / "shrink.md").read_text()
+    shrink_parser = build_parser()._subparsers._group_actions[0].choices["shrink"]
+    ours = {option for action in shrink_parser._actions for option in action.option_strings if option[:2] == "--"}
+    of_others = {"--num_processes", "--cpu", "--prompts", "--assistant", "--prompt"}
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text))
+    assert named - of_others <= ours
+    assert ours - named <= {"--help", "--device", "--dtype", "--seed", "--weight-decay"}
 
 
 def bad_data(tmp_path, name, content):

@@ -11,6 +11,7 @@ from shrink_models import half, shrinkable, token_ids
 
 from ipad_support import flat_weights, random_rows
 from pia.errors import ShrinkError
+from pia.ipad import equality
 from pia.ipad.cost import cost_of
 from pia.ipad.counts import ParameterCounter
 from pia.ipad.cut import cut
@@ -242,6 +243,23 @@ def test_the_check_of_a_cut_works_in_half_precision_and_sees_a_wrong_expert(fami
         gate.copy_(gate.flip(0))
     with pytest.raises(ShrinkError, match="differs from the masked one"):
         check_cut(model, small, half(model), token_ids(2, 9))
+
+
+@families
+def test_float64_decides_where_routers_are_undecided(family, monkeypatch):
+    """Rounding in float32 may send a token elsewhere; kernels of experts lack float64, their classes do not."""
+    model = shrinkable(family, torch.float32)
+    small = cut(model, half(model))
+    exact, found = equality._difference, []
+
+    def undecided(*args):
+        found.append((args[-1], exact(*args)))
+        return 0.1 if args[-1] == torch.float32 else found[-1][1]
+
+    monkeypatch.setattr(equality, "_difference", undecided)
+    assert check_cut(model, small, half(model), token_ids(2, 9)) < 1e-7
+    assert [dtype for dtype, _ in found] == [torch.float32, torch.float64]
+    assert {m.config._experts_implementation for m in (model, small)} == {"grouped_mm"}
 
 
 @families

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import resource
+import shutil
+import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -99,3 +104,40 @@ def test_it_goes_on_when_there_is_room_again(place, tmp_path, moment, num_bytes,
     for number in (1, 2):
         folder = f"rounds/round-{number:02}"
         assert contents(tmp_path / "out" / folder) == contents(place / "whole" / folder)
+
+
+PUBLISH_AND_DIE = """
+import contextlib, json, os, signal, sys
+from pia.ipad import checkpoint, shrink
+model, data, out, options, num_files = sys.argv[1:]
+left, whole = int(num_files), checkpoint.replacing
+
+@contextlib.contextmanager
+def dying(path):
+    global left
+    with whole(path) as file:
+        if left == 0:
+            file.write(b"half of it")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+        yield file
+
+checkpoint.replacing = dying
+shrink(model, data, out, **json.loads(options))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_files", [0, 2])
+def test_killed_while_the_result_is_put_in_place_it_is_never_half_there(place, tmp_path, num_files):
+    out = tmp_path / "out"
+    shutil.copytree(place / "whole", out)
+    call = [str(place / "model"), str(place / "data.jsonl"), str(out)]
+    command = [sys.executable, "-c", PUBLISH_AND_DIE, *call, json.dumps(SETTINGS), str(num_files)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert not (out / "config.json").exists()
+    assert [*out.glob(".*.tmp")]
+    shrink(*call, **SETTINGS)
+    assert contents(out) == contents(place / "whole")
+    assert not [*out.glob(".*.tmp")]

@@ -60,7 +60,7 @@ class DistillConfig:
     learning_rate: float = 1e-3
     """The highest one."""
     optimizer: str = "adamw"
-    """"adamw", or "muon" for the matrices of the layers with AdamW for the rest."""
+    """"adamw", or "muon" for the matrices of the layers (each matrix of a stack of experts) with AdamW for the rest."""
     warmup_steps: int = 10
     """At the beginning of every stage, as its optimizer begins anew."""
     weight_decay: float = 0.0
@@ -75,7 +75,8 @@ class DistillConfig:
     hidden_weight: float = 0.0
     """Of 1 - cosine between the final hidden states of student and teacher, added to the rest."""
     recovery: str = "full"
-    """"full", or "lora": adapters are trained and merged at the end of a stage."""
+    """"full", or "lora": adapters are trained and merged at the end of a stage. Experts and routers get none: they stay
+    as the cut left them, so prefer "full" where experts were cut."""
     lora_rank: int = 32
     teacher: str = "online"
     """"online", or "cache": the `top_k` likeliest tokens are written to disk once."""

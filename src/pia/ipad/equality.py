@@ -9,6 +9,7 @@ import torch
 
 from pia.errors import ShrinkError
 from pia.ipad.gates import masked
+from pia.ipad.kernels import eager_experts
 from pia.ipad.precision import widened
 from pia.ipad.selection import Selection
 from pia.ipad.structure import structure_of
@@ -24,7 +25,7 @@ def check_cut(model: Any, cut_model: Any, selection: Selection, input_ids: torch
 
     Models of half precision are compared in float32, widened module by module, as their own rounding would hide
     mistakes; only where their attention knows nothing but half precision, in that. Where float32 differs by more than
-    it may, as it does in deep models by rounding alone, float64 decides.
+    it may, as it does by rounding alone in deep models or where a router is almost undecided, float64 decides.
 
     Args:
         model: the model before.
@@ -56,6 +57,9 @@ def _difference(model: Any, cut_model: Any, selection: Selection, input_ids: tor
         if dtype != model.dtype:
             stack.enter_context(widened(model, dtype))
             stack.enter_context(widened(cut_model, dtype))
+        if dtype == torch.float64:
+            stack.enter_context(eager_experts(model))
+            stack.enter_context(eager_experts(cut_model))
         expected = model(input_ids.to(model.device), use_cache=False).logits
         found = cut_model(input_ids.to(cut_model.device), use_cache=False).logits
     scale = max(1.0, float(expected.abs().max()))
@@ -67,8 +71,7 @@ def _dtypes(model: Any) -> list[torch.dtype]:
     if "flash" in (model.config._attn_implementation or ""):
         return [model.dtype]
     first = torch.promote_types(model.dtype, torch.float32)
-    has_float64 = model.device.type != "mps" and not structure_of(model).shape.num_experts  # kernels of experts lack it
-    return [first, torch.float64] if first != torch.float64 and has_float64 else [first]
+    return [first, torch.float64] if first != torch.float64 and model.device.type != "mps" else [first]
 
 
 def _bound(model: Any, selection: Selection) -> float:

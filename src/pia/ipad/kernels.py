@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -11,3 +13,17 @@ def kernels_of(model: Any) -> dict[str, str]:
     if experts := getattr(model.config, "_experts_implementation", None):
         kernels["experts_implementation"] = experts
     return kernels
+
+
+@contextmanager
+def eager_experts(model: Any) -> Iterator[None]:
+    """Under it, experts run the plain code of their class, which takes any dtype; dense models are left alone."""
+    before = getattr(model.config, "_experts_implementation", None)
+    if before in (None, "eager"):
+        yield
+        return
+    model.set_experts_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(before)

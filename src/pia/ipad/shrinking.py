@@ -165,6 +165,8 @@ class _Shrink:
         self._measure_original()
         self._choose_way()
         record = self.journal.record
+        if problem := self.structure.vllm_problem(self.journal.shapes[-1]):
+            self.progress.note(problem)
         self.progress.begin(record.original, self.journal.shapes, record.rounds)
         if self.journal.next_round is not None:
             check_room(self.folder.path, self._bytes_to_write())
