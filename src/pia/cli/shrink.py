@@ -66,7 +66,7 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
         help="of the parameters that a round removes (0.08; 1: all at once)",
     )
     add("--steps", type=options.positive, metavar="N", help="of distillation in all (one pass over the data)")
-    add("--last-share", type=float, metavar="SHARE", help="of the steps that the last round gets")
+    add("--last-share", type=float, metavar="SHARE", help="of the steps that the last round gets (0.75)")
     add("--max-perplexity", type=float, metavar="X", help="roll back and stop above X times the original's perplexity")
     add("--held-out", metavar="FILE|DATASET", help="to measure quality on (a share of --data)")
     add("--held-out-share", type=float, metavar="SHARE", help="of --data that is held out (0.05)")

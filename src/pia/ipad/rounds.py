@@ -188,8 +188,8 @@ class Rounds:
             folder=self.journal.folder.stage_path(number),
             first_step=first,
             num_steps=num,
-            lr_from=1 - first / total,
-            lr_to=1 - (first + num) / total,
+            lr_from=1.0,
+            lr_to=0.0 if first + num == total else 1.0,  # it falls in the last round alone: the others only prepare it
             on_step=on_step,
             hidden_channels=units.hidden,
             moments=moments,

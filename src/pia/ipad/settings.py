@@ -37,13 +37,13 @@ class ShrinkConfig:
     """Share of the original's non-embedding parameters that a round removes, about; 1 cuts all in one round."""
     steps: int | None = None
     """Of distillation, over all rounds; as many as one pass over the data takes when None."""
-    last_share: float = 0.5
+    last_share: float = 0.75
     """Share of these steps that the last round gets; the others share the rest evenly."""
     max_perplexity: float | None = None
     """The quality floor: the most that held-out perplexity may be, as a multiple of the original's. A round that goes
     beyond it is rolled back, and the shrink ends there."""
     importance: str = "taylor"
-    """Of KV groups, neurons and channels: "taylor" or "activation"."""
+    """Of KV groups, neurons, experts and channels: "taylor" or "activation"."""
     layer_importance: str = "leave_one_out"
     """Of layers: "leave_one_out" or "influence"."""
     calibration_rows: int = 64
