@@ -123,7 +123,18 @@ def test_rounds_remove_five_to_ten_percent_where_units_allow_it():
     rounds = schedule(structure, structure.shape, final, counter=counter)
     counts = [counter.non_embedding(shape) for shape in (structure.shape, *rounds)]
     removed = -np.diff(counts) / counts[0]
-    assert (removed <= 0.1).all() and (removed[:-1] >= 0.05).all() and len(rounds) <= 8
+    assert (removed <= 0.1).all() and (removed[:-1] >= 0.05).all()
+
+
+def test_layers_go_before_widths():
+    structure = make_map(layers=8, groups=2, ffn=512)
+    base = structure.shape
+    rounds = schedule(structure, base, Shape(5, 2, 256, base.hidden_size))
+    depths = [shape.num_layers for shape in rounds]
+    assert depths == sorted(depths, reverse=True) and rounds[-1].ffn_size == 256
+    assert all(shape.ffn_size == base.ffn_size for shape in rounds if shape.num_layers > 5)
+    whole = schedule(structure, base, Shape(5, 2, 256, base.hidden_size), step=1.0)
+    assert whole == [Shape(5, 2, 256, base.hidden_size)]
 
 
 def test_a_large_layer_goes_alone():

@@ -51,7 +51,7 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
     add("--target", type=float, metavar="SHARE", help="of the non-embedding parameters that stays")
     add("--target-latency", type=float, metavar="SHARE", help="of the time per token, measured here, that stays")
     add("--shape", metavar="SIZES", help="sizes to end at, such as layers=4,kv_heads=2,ffn=512,hidden=256")
-    add("--axes", type=_names, metavar="LIST", help="what may be cut (layers,kv_heads,ffn; hidden and experts, too)")
+    add("--axes", type=_names, metavar="LIST", help="what may be cut (all of layers,kv_heads,ffn,experts)")
     add("--tensor-parallel", type=options.positive, metavar="N", help="devices it must be splittable over (1)")
     add("--ffn-multiple", type=options.positive, metavar="N", help="FFN sizes are multiples of it")
     add("--hidden-multiple", type=options.positive, metavar="N", help="hidden sizes are multiples of it")

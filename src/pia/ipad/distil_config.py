@@ -62,13 +62,15 @@ class DistillConfig:
     optimizer: str = "adamw"
     """"adamw", or "muon" for the matrices of the layers (each matrix of a stack of experts) with AdamW for the rest."""
     warmup_steps: int = 10
-    """At the beginning of every stage, as its optimizer begins anew."""
+    """Until the learning rate is reached, where an optimizer begins anew: later rounds take its moments over."""
     weight_decay: float = 0.0
+    """Of matrices: share of the learning rate by which a step makes them smaller."""
     grad_clip: float = 1.0
     """Most that the norm of all gradients may be."""
     divergence: str = "forward_kl"
     """"forward_kl", "reverse_kl" or "jsd"."""
     jsd_beta: float = 0.5
+    """Of "jsd": towards 0 it is like the forward KL, towards 1 like the reverse one."""
     temperature: float = 1.0
     lm_weight: float = 0.1
     """Share of the language modelling loss; the rest is the divergence. With 1 the teacher is never asked."""
@@ -78,9 +80,11 @@ class DistillConfig:
     """"full", or "lora": adapters are trained and merged at the end of a stage. Experts and routers get none: they stay
     as the cut left them, so prefer "full" where experts were cut."""
     lora_rank: int = 32
+    """Of adapters."""
     teacher: str = "online"
     """"online", or "cache": the `top_k` likeliest tokens are written to disk once."""
     top_k: int = 64
+    """Of a cached teacher: 4 bytes for each token, 6 where the vocabulary has more than 65,536."""
     precision: str = "auto"
     """Of matrix products: "auto" (bfloat16 where it is fast), "float32" or "bfloat16". Weights are float32."""
     attn_implementation: str | None = None

@@ -105,7 +105,7 @@ class Distiller:
         hidden_channels: Sequence[int] | None = None,
         moments: Moments | None = None,
     ) -> None:
-        self.processes = Processes()
+        self.processes = Processes(student.device)
         self.device = self.processes.device
         self.config = config
         self.teacher = teacher if config.needs_teacher else None
@@ -118,6 +118,7 @@ class Distiller:
         self.channels = None if hidden_channels is None else torch.tensor(hidden_channels, device=self.device)
         self._row_weights = [float(row.weights[1:].sum()) for row in rows]
         self.moments = None if config.recovery == "lora" else moments
+        self.begins_with_moments = self.moments is not None
         """Before training those to begin with, afterwards those that the next stage may go on from."""
         self.student = student.to(self.device, torch.float32).eval()
         self.decoder = Decoder(self.student)
@@ -167,7 +168,8 @@ class Distiller:
                 f"{self.config.learning_rate:g}), or take more warmup_steps; the weights of the last checkpoint are in "
                 f"{self.checkpoint.folder}"
             )
-        learning_rate = self.config.learning_rate * self.stage.lr_factor(number, self.config.warmup_steps)
+        warmup = 0 if self.begins_with_moments else self.config.warmup_steps
+        learning_rate = self.config.learning_rate * self.stage.lr_factor(number, warmup)
         set_learning_rate(optimizers, learning_rate)
         for optimizer in optimizers:
             optimizer.step()

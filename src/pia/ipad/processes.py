@@ -18,14 +18,17 @@ class Processes:
     Gradients are added up once a step, over all micro-batches: then it does not matter how many of those each process
     has, and every process takes the same update.
 
+    Args:
+        device: where a process that is alone works; of several, each has the one that was assigned to it.
+
     Raises:
         ShrinkError: the package accelerate is missing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
         self._state: Any = _state()
-        self.device: torch.device = self._state.device
         self.num = int(self._state.num_processes)
+        self.device: torch.device = self._state.device if device is None or self.num > 1 else device
         self.rank = int(self._state.process_index)
         self.is_main = bool(self._state.is_main_process)
 

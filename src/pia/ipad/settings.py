@@ -32,13 +32,16 @@ class ShrinkConfig:
     tensor_parallel: int = 1
     """Devices that the small model must be splittable over."""
     ffn_multiple: int | None = None
+    """Of FFN sizes; by default a power of two up to a sixteenth of the FFN, at most 128; of experts, 8."""
     hidden_multiple: int | None = None
+    """Of hidden sizes; the default is made likewise."""
     round_share: float = STEP
     """Share of the original's non-embedding parameters that a round removes, about; 1 cuts all in one round."""
     steps: int | None = None
     """Of distillation, over all rounds; as many as one pass over the data takes when None."""
     last_share: float = 0.75
-    """Share of these steps that the last round gets; the others share the rest evenly."""
+    """Share of these steps that the last round gets, in which the learning rate falls to 0; the others share the rest
+    evenly."""
     max_perplexity: float | None = None
     """The quality floor: the most that held-out perplexity may be, as a multiple of the original's. A round that goes
     beyond it is rolled back, and the shrink ends there."""

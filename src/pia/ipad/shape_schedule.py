@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,11 @@ def schedule(
 ) -> list[Shape]:
     """The shape of each round: every one legal, none with a size above the last one's, the last being `final`.
 
-    A round removes 5 to 10 % (0.625 to 1.25 steps) of the non-embedding parameters that the original model had, and
-    of the shapes that do, it takes the one whose axes have come about equally far on their ways. Removing one unit of
-    one axis is always possible: a layer may hold more than 10 %, and then goes alone. The last round may remove less.
+    A round removes 5 to 10 % (0.625 to 1.25 steps) of the non-embedding parameters that the original model had.
+    Layers go first: their absence takes longest to make up for, and so all later rounds work on it too. Then, of the
+    shapes that remove as much, the one is taken whose axes come about equally far on their ways. Removing one unit of
+    one axis is always possible: a layer may hold more than 10 %, and then goes alone. The last layers' round and the
+    last one of all may remove less.
 
     Args:
         structure: of the original model.
@@ -54,13 +57,26 @@ def schedule(
     if not final.fits_in(start):
         raise ShrinkError(f"{final} is not inside {start}: a size would have to grow")
     counter = counter or ParameterCounter(structure)
-    sizes = _sizes_between(sizes_of(structure, limits or Limits()), start, final)
+    allowed = sizes_of(structure, limits or Limits())
     shapes: list[Shape] = []
     now = start
     while now != final:
-        now = _next(structure, counter, sizes, start, now, final, step)
+        end = _end_of_leg(structure, counter, now, final, step)
+        now = _next(structure, counter, _sizes_between(allowed, now, end), now, end, step)
         shapes.append(now)
     return shapes
+
+
+def _end_of_leg(structure: HasConfig, counter: ParameterCounter, now: Shape, final: Shape, step: float) -> Shape:
+    """What is headed for: only layers go, as long as they make up a round; what is left for one round goes together."""
+    layers_gone = replace(now, num_layers=final.num_layers)
+    is_last = _removed(structure, counter, now, final) <= step * _MOST + 1e-9
+    return final if is_last or _removed(structure, counter, now, layers_gone) < step * _LEAST else layers_gone
+
+
+def _removed(structure: HasConfig, counter: ParameterCounter, before: Shape, after: Shape | GridShape) -> Any:
+    """Share of the original's non-embedding parameters between two shapes."""
+    return (counter.non_embedding(before) - counter.non_embedding(after)) / counter.non_embedding(structure.shape)
 
 
 def _sizes_between(allowed: dict[str, list[int]], start: Shape, final: Shape) -> dict[str, list[int]]:
@@ -74,26 +90,17 @@ def _sizes_between(allowed: dict[str, list[int]], start: Shape, final: Shape) ->
 
 
 def _next(
-    structure: HasConfig,
-    counter: ParameterCounter,
-    sizes: dict[str, list[int]],
-    start: Shape,
-    now: Shape,
-    final: Shape,
-    step: float,
+    structure: HasConfig, counter: ParameterCounter, sizes: dict[str, list[int]], now: Shape, end: Shape, step: float
 ) -> Shape:
-    whole = counter.non_embedding(structure.shape)
-    remaining = (counter.non_embedding(now) - counter.non_embedding(final)) / whole
+    remaining = _removed(structure, counter, now, end)
     if remaining <= step * _MOST + 1e-9:
-        return final
-    left = {axis: [size for size in values if size <= getattr(now, AXES[axis])] for axis, values in sizes.items()}
-    grid = grid_of(structure, left)
-    removed = (counter.non_embedding(now) - counter.non_embedding(grid)) / whole
+        return end
+    grid = grid_of(structure, sizes)
+    removed = _removed(structure, counter, now, grid)
     wanted = remaining / math.ceil(remaining / step - 1e-9)
-    goal = _progress_goal(counter, start, now, final, wanted * whole)
-    uneven = _unevenness(grid, start, final, goal) + _SIZE_COUNTS * np.abs(removed - wanted)
+    uneven = _unevenness(grid, now, end, wanted / remaining) + _SIZE_COUNTS * np.abs(removed - wanted)
     in_step = (removed >= step * _LEAST - 1e-9) & (removed <= step * _MOST + 1e-9)
-    alone = _is_one_unit(grid, left) & (removed > step * _MOST)
+    alone = _is_one_unit(grid, sizes) & (removed > step * _MOST)
     small = (removed > 0) & (removed <= step * _MOST)
     for chosen, badness in ((in_step | alone, uneven), (small, uneven), (removed > 0, removed)):
         indices = np.flatnonzero(chosen)
@@ -101,21 +108,14 @@ def _next(
             shape = grid.at(int(index))
             if is_legal(structure, shape):
                 return shape
-    return final
+    return end
 
 
-def _progress_goal(counter: ParameterCounter, start: Shape, now: Shape, final: Shape, remove: float) -> float:
-    """How much of the whole way, in parameters, is behind us after this round."""
-    way = counter.non_embedding(start) - counter.non_embedding(final)
-    done = counter.non_embedding(start) - counter.non_embedding(now)
-    return float((done + remove) / way) if way else 1.0
-
-
-def _unevenness(grid: GridShape, start: Shape, final: Shape, goal: float) -> Array:
+def _unevenness(grid: GridShape, now: Shape, end: Shape, goal: float) -> Array:
     """Root mean square over the axes of how far each is from the goal, as shares of its way."""
     gaps: list[Array] = []
     for name in AXES.values():
-        most, least = getattr(start, name), getattr(final, name)
+        most, least = getattr(now, name), getattr(end, name)
         if most > least:
             gaps.append(((most - np.asarray(getattr(grid, name))) / (most - least) - goal) ** 2)
     roots: Array = np.sqrt(np.mean(gaps, axis=0))

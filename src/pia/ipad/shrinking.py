@@ -90,6 +90,7 @@ def shrink(
         processes.wait()
         progress.doing("loading the model")
         original = Original.of(model, tokenizer, device=device)
+        processes = Processes(original.model.device)
         return _Shrink(original, data, held_out, folder, processes, config, command, progress).run()
 
 
@@ -215,12 +216,15 @@ class _Shrink:
         """What the rest may write at most: the rounds' models and the last one again, and a training's checkpoint.
 
         A checkpoint of training holds weights and two moments in float32, and stands beside its predecessor for a
-        moment; the moments of the round before stand there as well.
+        moment; the moments of the round before stand there as well, and a cached teacher all the time.
         """
         done = len(self.journal.record.rounds)
         sizes = [cost_of(self.structure, shape).parameters for shape in self.journal.shapes[done:]]
         saved = saved_dtype(self.original, self.config).itemsize
-        return (sum(sizes) + sizes[-1]) * saved + (2 * 12 + 2 * 8) * sizes[0]
+        settings = self.config.distil
+        asked = settings.needs_teacher and settings.teacher == "cache"
+        cached = 6 * settings.top_k * self.data.training.num_tokens if asked else 0
+        return (sum(sizes) + sizes[-1]) * saved + (2 * 12 + 2 * 8) * sizes[0] + cached
 
     def _finish(self) -> Shrunk:
         """Puts the last model, with all that is to be known about it, where it belongs."""

@@ -36,5 +36,5 @@ def teacher_for(
     return TeacherCache.build(
         live, rows, folder, top_k=config.top_k, temperature=config.temperature, on_shard=on_shard,
         batch_tokens=config.micro_batch_tokens or config.batch_tokens,
-        autocast_dtype=autocast_dtype(config.precision, Processes().device),
+        autocast_dtype=autocast_dtype(config.precision, Processes(model.device).device),
     )  # fmt: skip
