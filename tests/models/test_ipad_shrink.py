@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +102,22 @@ def test_other_settings_for_the_same_folder_are_refused_and_named(place, done):
     with pytest.raises(ShrinkError, match=r"steps = 6, and this one has 7.*--overwrite"):
         shrink(str(place / "model"), place / "data.jsonl", place / "out", **{**OPTIONS, "steps": 7})
     assert weights(place / "out")
+
+
+def test_overwriting_with_a_mistake_loses_nothing(place, done):
+    with pytest.raises(ShrinkError, match="no file"):
+        shrink(str(place / "model"), place / "typo.jsonl", place / "out", overwrite=True, **OPTIONS)
+    assert weights(place / "out")
+    again = shrink(str(place / "model"), place / "data.jsonl", place / "out", **OPTIONS)
+    assert again.record.to_json() == done.record.to_json()
+
+
+def test_deleted_rounds_of_a_finished_shrink_are_not_missed(place, done, tmp_path):
+    copy = shutil.copytree(place / "out", tmp_path / "out")
+    shutil.rmtree(copy / "rounds")
+    again = shrink(place / "model", place / "data.jsonl", copy, **OPTIONS)
+    assert again.record.to_json() == done.record.to_json()
+    assert weights(copy) == weights(place / "out")
 
 
 def test_a_loaded_model_is_left_as_it_was_and_gives_the_same_weights(place, done, tmp_path):

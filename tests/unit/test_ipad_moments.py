@@ -67,21 +67,22 @@ def test_moments_are_cut_as_the_weights_are(tied):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_optimizers_take_them_over_and_copy_them(optimizer):
+def test_optimizers_that_take_them_over_step_alike(optimizer):
     model = small_llama()
     config = DistillConfig(optimizer=optimizer, precision="float32")
-    one, other = build_optimizers(model, config), build_optimizers(model, config)
+    one = build_optimizers(model, config)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     for part in one:
         part.step()
-    before = copy.deepcopy(moments_of(model, one))
-    load_moments(model, other, moments_of(model, one))
-    for part in other:
+    twin = copy.deepcopy(model)
+    other = build_optimizers(twin, config)
+    load_moments(twin, other, copy.deepcopy(moments_of(model, one)))
+    for mine, its in zip(twin.parameters(), model.parameters(), strict=True):
+        mine.grad = its.grad.clone()
+    for part in (*one, *other):
         part.step()
-    for kind, values in moments_of(model, one).items():
-        for name, value in values.items():
-            assert torch.equal(value, before[kind][name]), f"{kind} of {name} changed with its copy"
+    assert torch.equal(flat_weights(twin), flat_weights(model))
 
 
 def test_where_there_is_no_file_there_are_no_moments(tmp_path):

@@ -89,7 +89,7 @@ def _add_distillation(parser: argparse.ArgumentParser) -> None:
     add("--prompt-weight", type=float, metavar="W", help="how much given tokens count, of 1 for those to learn")
     add("--learning-rate", type=float, metavar="LR", help="the highest one")
     add("--optimizer", choices=("adamw", "muon"))
-    add("--warmup-steps", type=options.natural, metavar="N", help="of each round")
+    add("--warmup-steps", type=options.natural, metavar="N", help="where optimizers begin anew")
     add("--weight-decay", type=float, metavar="W")
     add("--divergence", choices=("forward_kl", "reverse_kl", "jsd"), help="from the original's distributions")
     add("--jsd-beta", type=float, metavar="B", help="of --divergence jsd")
@@ -184,6 +184,14 @@ def _plan(args: argparse.Namespace, name: str, tokenizer: Any, settings: dict[st
     from pia.ipad import plan_shrink
 
     with ShrinkProgress(is_quiet=args.json) as progress:
-        plan = plan_shrink(name, args.data, tokenizer=tokenizer, device=args.device, progress=progress, **settings)
+        plan = plan_shrink(
+            name,
+            args.data,
+            tokenizer=tokenizer,
+            held_out=args.held_out,
+            device=args.device,
+            progress=progress,
+            **settings,
+        )
     print(json.dumps(plan.to_json())) if args.json else print_plan(plan)
     return 0

@@ -66,6 +66,9 @@ def publish(source: Path, target: Path) -> None:
         OSError: it cannot be written.
     """
     names = sorted(child.name for child in source.iterdir() if child.is_file())
+    for child in source.iterdir():
+        if child.is_dir():  # such as that of further chat templates
+            shutil.copytree(child, target / child.name, dirs_exist_ok=True)
     (target / "config.json").unlink(missing_ok=True)
     for old in target.glob("*.safetensors*"):
         old.unlink()

@@ -20,11 +20,11 @@ _CHOICES = {
 _Check = tuple[Callable[[Any], bool], str]
 _POSITIVE: _Check = (lambda x: x > 0, "a number above 0")
 _NOT_NEGATIVE: _Check = (lambda x: x >= 0, "0 or more")
-_WHOLE: _Check = (lambda x: x == int(x) and x >= 1, "a whole number from 1")
+_WHOLE: _Check = (lambda x: isinstance(x, int) and x >= 1, "a whole number from 1")
 _BOUNDS: dict[str, _Check] = {
     "batch_tokens": _WHOLE,
     "micro_batch_tokens": _WHOLE,
-    "max_length": (lambda x: x == int(x) and x >= 2, "a whole number from 2"),
+    "max_length": (lambda x: isinstance(x, int) and x >= 2, "a whole number from 2"),
     "prompt_weight": (lambda x: 0 <= x <= 1, "a number from 0 to 1"),
     "learning_rate": _POSITIVE,
     "warmup_steps": _NOT_NEGATIVE,

@@ -82,7 +82,8 @@ class Distiller:
         lr_to: and behind its end.
         on_step: is told about every step that is trained, on the main process.
         hidden_channels: which of the teacher's hidden channels the student has, where `config.hidden_weight` is not 0.
-        moments: of the optimizers, to begin with; they begin anew when None, or where adapters are trained.
+        moments: of the optimizers, to begin with, given away; they begin anew when None, or where adapters are
+            trained.
 
     Raises:
         ShrinkError: teacher, rows and student do not go together, or the arithmetic is not to be had here.
@@ -118,8 +119,8 @@ class Distiller:
         self.channels = None if hidden_channels is None else torch.tensor(hidden_channels, device=self.device)
         self._row_weights = [float(row.weights[1:].sum()) for row in rows]
         self.moments = None if config.recovery == "lora" else moments
+        """Before training those to begin with, which are used up; afterwards those for the next stage to go on from."""
         self.begins_with_moments = self.moments is not None
-        """Before training those to begin with, afterwards those that the next stage may go on from."""
         self.student = student.to(self.device, torch.float32).eval()
         self.decoder = Decoder(self.student)
         self._check()
@@ -164,9 +165,9 @@ class Distiller:
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip))
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise ShrinkError(
-                f"the loss is {loss} and its gradient's norm {norm} at step {step}: lower learning_rate (it is "
-                f"{self.config.learning_rate:g}), or take more warmup_steps; the weights of the last checkpoint are in "
-                f"{self.checkpoint.folder}"
+                f"the loss is {loss} and its gradient's norm {norm} at step {step}: begin anew with a lower "
+                f"learning_rate (it is {self.config.learning_rate:g}) or more warmup_steps; what was done before stays "
+                f"where it is, the last checkpoint in {self.checkpoint.folder}"
             )
         warmup = 0 if self.begins_with_moments else self.config.warmup_steps
         learning_rate = self.config.learning_rate * self.stage.lr_factor(number, warmup)

@@ -35,7 +35,10 @@ def moments_of(model: Any, optimizers: Sequence[torch.optim.Optimizer]) -> Momen
 
 
 def load_moments(model: Any, optimizers: Sequence[torch.optim.Optimizer], moments: Moments) -> None:
-    """Lets optimizers begin with what is known; parameters of which nothing is known begin anew."""
+    """Lets optimizers begin with what is known; parameters of which nothing is known begin anew.
+
+    The tensors are given away: optimizers change them in place, so that they are never in memory twice.
+    """
     names = {parameter: name for name, parameter in model.named_parameters()}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -43,11 +46,15 @@ def load_moments(model: Any, optimizers: Sequence[torch.optim.Optimizer], moment
                 name = names[parameter]
                 state = {kind: values[name] for kind, values in moments.items() if name in values}
                 if state:
-                    optimizer.state[parameter] = {kind: _placed(value, parameter) for kind, value in state.items()}
+                    is_fused = bool(group.get("fused"))
+                    optimizer.state[parameter] = {
+                        kind: _placed(value, parameter, is_fused=is_fused) for kind, value in state.items()
+                    }
 
 
-def _placed(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    return value.clone().to(parameter.device) if value.shape == parameter.shape else value.clone()
+def _placed(value: torch.Tensor, parameter: torch.Tensor, *, is_fused: bool) -> torch.Tensor:
+    """Where optimizers expect it: counts of steps are on the CPU, unless one kernel does the whole step."""
+    return value.to(parameter.device) if is_fused or value.shape == parameter.shape else value
 
 
 def cut_moments(moments: Moments, model: Any, structure: Structure, selection: Selection) -> Moments:
@@ -65,7 +72,7 @@ def cut_moments(moments: Moments, model: Any, structure: Structure, selection: S
         whole = {name: value for name, value in values.items() if value.shape == shapes[name]}
         others = {name: value.expand(shapes[name]) for name, value in values.items() if name not in whole}
         cut[kind] = dict(what_stays(whole, structure, selection))
-        cut[kind] |= {name: value.flatten()[0] for name, value in what_stays(others, structure, selection)}
+        cut[kind] |= {name: value.flatten()[0].clone() for name, value in what_stays(others, structure, selection)}
     return cut
 
 

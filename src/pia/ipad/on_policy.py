@@ -5,6 +5,7 @@ What the student writes itself is what it will meet when it is used; the texts o
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,7 @@ def train_on_policy(
 
     prompts = datasets.Dataset.from_dict({"prompt": prompts_of(rows, tokenizer)})
     folder.mkdir(parents=True, exist_ok=True)
+    _drop_halves(folder)
     with torch.random.fork_rng():  # the trainer seeds PyTorch
         trainer = trl.DistillationTrainer(
             model=student.float(), teacher_model=teacher, args=_arguments(trl, student, config, seed, folder),
@@ -83,6 +85,13 @@ def train_on_policy(
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
     return student.eval()
+
+
+def _drop_halves(folder: Path) -> None:
+    """Removes checkpoints that a killed process was writing: the trainer's state is the last file of a whole one."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        if not (checkpoint / "trainer_state.json").exists():
+            shutil.rmtree(checkpoint)
 
 
 def prompts_of(rows: Rows, tokenizer: Any) -> list[str]:

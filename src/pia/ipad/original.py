@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +37,8 @@ class Original:
             ModelError: it cannot be loaded, or has no tokenizer.
             ShrinkError: its weights are quantised.
         """
-        if isinstance(model, str):
-            return cls._loaded(model, tokenizer, _device(device))
+        if isinstance(model, (str, os.PathLike)):
+            return cls._loaded(os.fspath(model), tokenizer, _device(device))
         if tokenizer is None:
             raise ModelError("give the model's tokenizer too: shrink(model, data, out, tokenizer=tokenizer)")
         dtype = _wide_enough(model.dtype, model.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -69,7 +70,7 @@ def _state() -> Any:
         raise ShrinkError(
             "distillation needs the package accelerate: pip install 'pia[ipad]', or pip install accelerate"
         ) from None
-    return PartialState()
+    return PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"))
 
 
 def _by_type(tensors: Iterable[torch.Tensor]) -> list[list[torch.Tensor]]:

@@ -20,7 +20,7 @@ from pia.ipad.calibration import importance_of
 from pia.ipad.checkpoint import load_model, save_model
 from pia.ipad.cost import cost_of
 from pia.ipad.cut import cut
-from pia.ipad.data import Batches, Split
+from pia.ipad.data import Batches, Rows, Split
 from pia.ipad.distiller import Distiller, StepInfo
 from pia.ipad.equality import check_cut
 from pia.ipad.journal import Journal
@@ -59,6 +59,16 @@ def steps_of_rounds(num_steps: int, num_rounds: int, last_share: float) -> list[
     return [*(end - begin for begin, end in pairwise(ends)), num_steps - rest]
 
 
+def dealt_steps(config: ShrinkConfig, rows: Rows, num_rounds: int) -> list[int]:
+    """The steps of each round; in all as many as were asked for, or as one pass over the rows takes.
+
+    Raises:
+        ShrinkError: there are fewer steps than rounds.
+    """
+    steps = config.steps or len(Batches(rows, config.distil.batch_tokens, config.seed).epoch(0))
+    return steps_of_rounds(steps, num_rounds, config.last_share)
+
+
 class Rounds:
     """Does what is left to do of a shrink.
 
@@ -89,8 +99,7 @@ class Rounds:
         self.processes = journal.processes
         self.progress = progress
         self.dtype = saved_dtype(original, config)
-        steps = config.steps or len(Batches(data.training, config.distil.batch_tokens, config.seed).epoch(0))
-        self.steps = steps_of_rounds(steps, len(journal.shapes) - bool(config.on_policy_steps), config.last_share)
+        self.steps = dealt_steps(config, data.training, len(journal.shapes) - bool(config.on_policy_steps))
 
     def run(self) -> None:
         """Does the rounds that are left.

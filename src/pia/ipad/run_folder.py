@@ -20,6 +20,8 @@ from pia.drafting.atomic_file import replacing
 from pia.errors import ShrinkError
 
 _VERSION = 1
+_RESULTS = ("config.json", "*.safetensors", "*.safetensors.index.json", "pia_shrink.json", "report*")
+"""What makes a folder a model and a result; tokenizer and card are replaced by the next result."""
 _AGAIN = "give the same options to go on with it, another folder for a new one, or --overwrite to begin anew"
 
 
@@ -36,11 +38,8 @@ class RunFolder:
         self._journal = self.state / "journal.json"
 
     @contextlib.contextmanager
-    def locked(self, *, overwrite: bool) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Holds the folder for this process; makes it first where there is none.
-
-        Args:
-            overwrite: throw away the shrink that lies there, finished or not.
 
         Raises:
             ShrinkError: another process holds it, or something else lies there.
@@ -54,8 +53,6 @@ class RunFolder:
                 raise ShrinkError(
                     f"another process is shrinking into {self.path}; wait, or give another --out"
                 ) from None
-            if overwrite:
-                self._clear()
             self._sweep()
             yield
 
@@ -67,19 +64,28 @@ class RunFolder:
         if self.path.exists() and any(self.path.iterdir()) and not self.state.is_dir():
             raise ShrinkError(f"{self.path} holds something other than a shrink; give an empty or a new folder")
 
-    def _clear(self) -> None:
-        for child in self.path.iterdir():
-            if child == self.state:
-                continue
-            shutil.rmtree(child) if child.is_dir() else child.unlink()
+    def clear(self) -> None:
+        """Throws away the shrink that lies here, finished or not; what else lies here stays.
+
+        The journal goes first: without it the rest is nothing that a later run would go on from.
+        """
         self._journal.unlink(missing_ok=True)
         self.clear_state()
+        shutil.rmtree(self.path / "rounds", ignore_errors=True)
+        for pattern in _RESULTS:
+            for path in self.path.glob(pattern):
+                path.unlink()
 
     def _sweep(self) -> None:
         """Removes what a process that was killed had begun to write."""
         for place in (self.path, self.path / "rounds", self.state, *self.state.glob("*/")):
             for left in [*place.glob(".*.tmp"), *place.glob(".*.tmp.old")]:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+    @property
+    def num_state_bytes(self) -> int:
+        """Of what only training needs, as far as it is there."""
+        return sum(path.stat().st_size for path in self.state.rglob("*") if path.is_file())
 
     def clear_state(self) -> None:
         """Removes all that only training needs."""

@@ -69,6 +69,10 @@ class ShrinkConfig:
         for name in ("steps", "ffn_multiple", "hidden_multiple"):
             if getattr(self, name) is not None:
                 self._check_whole(name, 1)
+        for name in ("target", "target_latency", "last_share", "held_out_share", "round_share", "max_perplexity"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise ShrinkError(f"{name} is {value!r}; give a number")
         for name in ("last_share", "held_out_share"):
             if not 0 < getattr(self, name) < 1:
                 raise ShrinkError(f"{name} is {getattr(self, name)!r}; give a share between 0 and 1")

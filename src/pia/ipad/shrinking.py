@@ -10,7 +10,7 @@ from typing import Any
 
 from pia.errors import ShrinkError
 from pia.ipad.calibration import calibration_batches, importance_of
-from pia.ipad.card import write_card
+from pia.ipad.card import licence_of, write_card
 from pia.ipad.checkpoint import check_room, publish
 from pia.ipad.cost import cost_of
 from pia.ipad.data import Rows, Split, read_rows, split
@@ -25,7 +25,7 @@ from pia.ipad.progress import Progress
 from pia.ipad.quality import measure
 from pia.ipad.record import RoundRecord, ShrinkRecord, versions
 from pia.ipad.report import write_report
-from pia.ipad.rounds import Rounds, saved_dtype
+from pia.ipad.rounds import Rounds, dealt_steps, saved_dtype
 from pia.ipad.run_folder import RunFolder
 from pia.ipad.selection import Selection
 from pia.ipad.sensitivity import measure_weights
@@ -72,7 +72,7 @@ def shrink(
         tokenizer: of a loaded model.
         held_out: data to measure quality on; by default a share of `data` is held out.
         device: where a model that is given by name runs; "auto" is a GPU if there is one.
-        overwrite: throw away the shrink that `out` holds.
+        overwrite: throw away the shrink that `out` holds, once the model and the data are found to be in order.
         command: how this was called, for the manifest.
         progress: is told what happens.
         **options: see `ShrinkConfig` and `DistillConfig`.
@@ -86,12 +86,13 @@ def shrink(
     processes = Processes()
     progress = progress if progress is not None and processes.is_main else Progress()
     folder = RunFolder(out)
-    with folder.locked(overwrite=overwrite) if processes.is_main else nullcontext():
+    with folder.locked() if processes.is_main else nullcontext():
         processes.wait()
         progress.doing("loading the model")
-        original = Original.of(model, tokenizer, device=device)
+        original = Original.of(model, tokenizer, device=str(processes.device) if processes.num > 1 else device)
         processes = Processes(original.model.device)
-        return _Shrink(original, data, held_out, folder, processes, config, command, progress).run()
+        whole = _Shrink(original, data, held_out, folder, processes, config, command, progress)
+        return whole.run(overwrite=overwrite)
 
 
 def plan_shrink(
@@ -99,6 +100,7 @@ def plan_shrink(
     data: str | os.PathLike[str],
     *,
     tokenizer: Any = None,
+    held_out: str | os.PathLike[str] | None = None,
     device: str = "auto",
     progress: Progress | None = None,
     **options: Any,
@@ -116,7 +118,7 @@ def plan_shrink(
     structure = structure_of(original.model)
     target = _target(config, structure.shape)
     progress.doing("reading the data")
-    read = _read(data, None, original.tokenizer, config)
+    read = _read(data, held_out, original.tokenizer, config)
     check_before(structure, target, read, config)
     return _plan(original, structure, target, read.training, config, progress, measures_speed=True)
 
@@ -146,9 +148,9 @@ class _Shrink:
         self.data = _read(data, held_out, original.tokenizer, config)
         check_before(self.structure, self.target, self.data, config)
         progress.begin_with(original.name, self.structure.family, self._unmeasured(), self.data)
-        self.journal = self._journal(command)
+        self.command = command
 
-    def _journal(self, command: str) -> Journal:
+    def _journal(self) -> Journal:
         begun = Begun(
             weights_fingerprint(self.original.model),
             self.data.training.fingerprint,
@@ -156,13 +158,17 @@ class _Shrink:
             self.config.to_json(),
         )
         record = ShrinkRecord(
-            self.original.name, self.structure.family, self._unmeasured(), command=command, seed=self.config.seed,
+            self.original.name, self.structure.family, self._unmeasured(), command=self.command, seed=self.config.seed,
             data_fingerprint=begun.training_data, config=begun.settings, versions=versions(),
         )  # fmt: skip
         return Journal.open(self.folder, self.processes, begun, record)
 
-    def run(self) -> Shrunk:
+    def run(self, *, overwrite: bool) -> Shrunk:
         """Does what is left."""
+        if overwrite and self.processes.is_main:
+            self.folder.clear()
+        self.processes.wait()
+        self.journal = self._journal()
         self._measure_original()
         self._choose_way()
         record = self.journal.record
@@ -223,8 +229,10 @@ class _Shrink:
         saved = saved_dtype(self.original, self.config).itemsize
         settings = self.config.distil
         asked = settings.needs_teacher and settings.teacher == "cache"
-        cached = 6 * settings.top_k * self.data.training.num_tokens if asked else 0
-        return (sum(sizes) + sizes[-1]) * saved + (2 * 12 + 2 * 8) * sizes[0] + cached
+        width = 4 if self.original.model.config.vocab_size <= 1 << 16 else 6
+        cached = width * settings.top_k * self.data.training.num_tokens if asked else 0
+        needed = (sum(sizes) + sizes[-1]) * saved + (2 * 12 + 2 * 8) * sizes[0] + cached
+        return max(0, needed - self.folder.num_state_bytes)
 
     def _finish(self) -> Shrunk:
         """Puts the last model, with all that is to be known about it, where it belongs."""
@@ -241,9 +249,11 @@ class _Shrink:
 
     def _publish(self, record: ShrinkRecord) -> None:
         self.progress.doing("writing the model and the report")
-        publish(self.folder.round_path(len(record.rounds)), self.folder.path)
+        source = self.folder.round_path(len(record.rounds))
+        if source.exists() or not (self.folder.path / "config.json").exists():  # the user may have deleted the rounds
+            publish(source, self.folder.path)
         write_manifest(record, self.folder.path)
-        write_card(record, self.folder.path)
+        write_card(record, self.folder.path, licence=licence_of(Path(self.original.name)))
         write_report(record, self.folder.path)
         self.folder.clear_state()
 
@@ -268,10 +278,12 @@ def _plan(
         batches = calibration_batches(rows, config, model.device)
         weights = measure_weights(model, structure, scores, batches, limits)
     progress.doing("timing smaller models" if measures_speed or target.latency else "choosing the shapes")
-    return make_plan(
+    plan = make_plan(
         model, structure, target, scores=scores, limits=limits, step=config.round_share, weights=weights,
         measures_speed=measures_speed,
     )  # fmt: skip
+    dealt_steps(config, rows, len(plan.rounds))  # refused now rather than after a teacher was asked
+    return plan
 
 
 def _target(config: ShrinkConfig, base: Shape) -> Target:

@@ -83,7 +83,7 @@ class TeacherCache:
             "temperature": temperature, "vocab_size": teacher.vocab_size,
             "arithmetic": str(autocast_dtype), "format": 1,
         }  # fmt: skip
-        processes = Processes()
+        processes = Processes(teacher.models[0].device)
         if processes.is_main:
             teacher.to(processes.device)
             cls._fill(teacher, rows, folder, facts, batch_tokens, autocast_dtype, on_shard)

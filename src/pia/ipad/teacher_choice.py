@@ -31,7 +31,7 @@ def teacher_for(
         OSError: the cache cannot be written.
     """
     live = OnlineTeacher(model)
-    if config.teacher == "online":
+    if config.teacher == "online" or not config.needs_teacher:
         return live
     return TeacherCache.build(
         live, rows, folder, top_k=config.top_k, temperature=config.temperature, on_shard=on_shard,
