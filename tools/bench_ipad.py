@@ -1,6 +1,6 @@
 """Measures IPAD: half of the demo model's inner weights removed in rounds, at once, and trained from scratch instead.
 
-    python tools/bench_ipad.py [--data gsm8k_train.jsonl] [--test gsm8k_test.jsonl] [--steps 240] [--out build/ipad]
+    python tools/bench_ipad.py [--data gsm8k_train.jsonl] [--test gsm8k_test.jsonl] [--steps 120] [--out build/ipad]
 
 The teacher is the embedded demo model, the data GSM8K's training questions; quality is measured on test questions that
 neither the teacher nor a student was trained on. All contenders see the same batches in the same steps, with the same
@@ -72,7 +72,7 @@ def parse_args() -> argparse.Namespace:
     add("--data", type=Path, default=SHARED / "gsm8k_train.jsonl", help="GSM8K's training questions")
     add("--test", type=Path, default=SHARED / "gsm8k_test.jsonl", help="GSM8K's test questions")
     add("--out", type=Path, default=Path("build/ipad"), help="folder for the models and the report")
-    add("--steps", type=int, default=240, help="of distillation, for each contender")
+    add("--steps", type=int, default=120, help="of distillation, for each contender")
     add("--target", type=float, default=0.5, help="share of the non-embedding parameters that stays")
     add("--target-latency", type=float, default=0.64, help="share of the time per token that stays at most")
     add("--questions", type=int, default=30, help="to try the small model as a draft on; 0: not at all")
