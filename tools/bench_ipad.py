@@ -30,7 +30,7 @@ from demo_data import Example, load_examples
 from pia.assets import demo_model_path, load_demo
 from pia.bench.machine import describe_machine, machine_line
 from pia.bench.memory import PeakMemory
-from pia.cli.loading import quiet_libraries
+from pia.cli.loading import quiet_bars, quiet_libraries
 from pia.cli.shrink_progress import ShrinkProgress
 from pia.ipad import Shrunk, shrink
 from pia.ipad.checkpoint import save_model
@@ -75,13 +75,14 @@ def parse_args() -> argparse.Namespace:
     add("--steps", type=int, default=120, help="of distillation, for each contender")
     add("--target", type=float, default=0.5, help="share of the non-embedding parameters that stays")
     add("--target-latency", type=float, default=0.64, help="share of the time per token that stays at most")
-    add("--questions", type=int, default=30, help="to try the small model as a draft on; 0: not at all")
+    add("--questions", type=int, default=20, help="to try the small model as a draft on; 0: not at all")
     return parser.parse_args()
 
 
 def main() -> int:
     args = parse_args()
     quiet_libraries()
+    quiet_bars()
     shutil.rmtree(args.out, ignore_errors=True)
     args.out.mkdir(parents=True)
     training, held_out = write_data(args)
