@@ -120,6 +120,7 @@ def test_deleted_rounds_of_a_finished_shrink_are_not_missed(place, done, tmp_pat
     assert weights(copy) == weights(place / "out")
 
 
+@pytest.mark.slow
 def test_a_loaded_model_is_left_as_it_was_and_gives_the_same_weights(place, done, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(place / "model")
     tokenizer = AutoTokenizer.from_pretrained(place / "model")
@@ -135,6 +136,7 @@ def test_a_loaded_model_needs_its_tokenizer(place, tmp_path):
         shrink(model, place / "data.jsonl", tmp_path / "out", **OPTIONS)
 
 
+@pytest.mark.slow
 def test_a_cached_teacher_serves_as_well_and_is_removed(place, tmp_path):
     options = {**OPTIONS, "teacher": "cache", "top_k": 32}
     found = shrink(str(place / "model"), place / "data.jsonl", tmp_path / "out", **options)
