@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from pia.errors import ShrinkError
+from pia.ipad.checks import Bound, check_bounds, check_choices
 from pia.ipad.divergences import DIVERGENCES
 from pia.ipad.losses import MAX_LOGITS, Objective
 
@@ -17,22 +16,21 @@ _CHOICES = {
     "teacher": ("online", "cache"),
     "precision": ("auto", "float32", "bfloat16"),
 }
-_Check = tuple[Callable[[Any], bool], str]
-_POSITIVE: _Check = (lambda x: x > 0, "a number above 0")
-_NOT_NEGATIVE: _Check = (lambda x: x >= 0, "0 or more")
-_WHOLE: _Check = (lambda x: isinstance(x, int) and x >= 1, "a whole number from 1")
-_BOUNDS: dict[str, _Check] = {
+_POSITIVE: Bound = (lambda x: x > 0, "it must be a number above 0")
+_NOT_NEGATIVE: Bound = (lambda x: x >= 0, "it must be 0 or more")
+_WHOLE: Bound = (lambda x: isinstance(x, int) and x >= 1, "it must be a whole number from 1")
+_BOUNDS: dict[str, Bound] = {
     "batch_tokens": _WHOLE,
     "micro_batch_tokens": _WHOLE,
-    "max_length": (lambda x: isinstance(x, int) and x >= 2, "a whole number from 2"),
-    "prompt_weight": (lambda x: 0 <= x <= 1, "a number from 0 to 1"),
+    "max_length": (lambda x: isinstance(x, int) and x >= 2, "it must be a whole number from 2"),
+    "prompt_weight": (lambda x: 0 <= x <= 1, "it must be a number from 0 to 1"),
     "learning_rate": _POSITIVE,
     "warmup_steps": _NOT_NEGATIVE,
     "weight_decay": _NOT_NEGATIVE,
     "grad_clip": _POSITIVE,
-    "jsd_beta": (lambda x: 0 < x < 1, "a number between 0 and 1"),
+    "jsd_beta": (lambda x: 0 < x < 1, "it must be a number between 0 and 1"),
     "temperature": _POSITIVE,
-    "lm_weight": (lambda x: 0 <= x <= 1, "a number from 0 to 1"),
+    "lm_weight": (lambda x: 0 <= x <= 1, "it must be a number from 0 to 1"),
     "hidden_weight": _NOT_NEGATIVE,
     "lora_rank": _WHOLE,
     "top_k": _WHOLE,
@@ -95,15 +93,8 @@ class DistillConfig:
     """Elements of logits that are alive at once."""
 
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ShrinkError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
-        for name, (is_right, needed) in _BOUNDS.items():
-            value = getattr(self, name)
-            if value is None and name == "micro_batch_tokens":
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not is_right(value):
-                raise ShrinkError(f"{name} is {value!r}; it must be {needed}")
+        check_choices(self, _CHOICES)
+        check_bounds(self, _BOUNDS, optional=("micro_batch_tokens",))
         if self.recovery == "lora" and self.optimizer != "adamw":
             raise ShrinkError("adapters are no maps of their own to make orthogonal: set optimizer to adamw")
         if self.hidden_weight and self.teacher == "cache":

@@ -260,11 +260,7 @@ class Distiller:
             )
         if not sum(self._row_weights):
             raise ShrinkError("no token of the data has any weight: there is nothing to learn")
-        most = getattr(self.student.config.get_text_config(), "max_position_embeddings", None)
-        if most and self.rows.longest > most:
-            raise ShrinkError(
-                f"rows have up to {self.rows.longest} tokens and the model {most} places: lower max_length"
-            )
+        self.rows.check_places(self.student.config.get_text_config())
 
     def _key(self) -> str:
         """Names everything that the result depends on."""

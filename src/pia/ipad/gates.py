@@ -11,6 +11,7 @@ from torch import nn
 
 from pia.ipad.expert_gates import expert_hooks
 from pia.ipad.selection import Selection
+from pia.ipad.stream import pass_on
 from pia.ipad.structure import Structure, structure_of
 from pia.ipad.structure.axes import FFN, HIDDEN, QUERY
 from pia.ipad.twins import narrow_norm
@@ -52,7 +53,7 @@ def _layer_hooks(model: Any, structure: Structure, selection: Selection) -> Iter
     rows = {layer: row for row, layer in enumerate(selection.layers)}
     for number, layer in enumerate(structure.layers(model)):
         if number not in rows:
-            yield layer.register_forward_hook(_pass_stream, with_kwargs=True)
+            yield layer.register_forward_hook(pass_on, with_kwargs=True)
             continue
         kept = structure.kept(selection, rows[number])
         yield _zero_inputs(structure.attention_output(layer), kept.dropped(QUERY))
@@ -72,11 +73,6 @@ def _channel_hooks(model: Any, structure: Structure, selection: Selection) -> It
         yield _zero_outputs(writer, dropped)
     for norm in structure.norms(model) + structure.branch_norms(model):
         yield _over_channels(norm, kept.along(HIDDEN))
-
-
-def _pass_stream(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    stream = args[0] if args else kwargs["hidden_states"]
-    return (stream, *output[1:]) if isinstance(output, tuple) else stream
 
 
 def _zero_inputs(module: nn.Module, dropped: torch.Tensor) -> Any:

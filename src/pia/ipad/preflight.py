@@ -33,6 +33,4 @@ def _check_rows(rows: Any, config: Any) -> None:
         raise ShrinkError(
             f"the tokenizer makes tokens up to {largest}, and the model knows {config.vocab_size}: give the model's own"
         )
-    most = getattr(config, "max_position_embeddings", None)
-    if most and rows.longest > most:
-        raise ShrinkError(f"rows have up to {rows.longest} tokens and the model {most} places: lower max_length")
+    rows.check_places(config)

@@ -14,6 +14,7 @@ from pia.ipad.data.batches import grouped
 from pia.ipad.decoder import Decoder
 from pia.ipad.divergences import forward_kl
 from pia.ipad.losses import MAX_LOGITS
+from pia.models.evaluating import evaluating
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,10 @@ def measure(
     original = Decoder(teacher) if teacher is not None else None
     sums = torch.zeros(3, dtype=torch.float64)
     num_tokens = 0
-    was_training = model.training
-    model.eval()
-    for batch in _batches(rows, batch_tokens, model.device):
-        sums += _sums(decoder, original, batch, max_logits)
-        num_tokens += len(batch.places)
-    model.train(was_training)
+    with evaluating(model):
+        for batch in _batches(rows, batch_tokens, model.device):
+            sums += _sums(decoder, original, batch, max_logits)
+            num_tokens += len(batch.places)
     if not num_tokens:
         raise ShrinkError("no token of the held-out rows has weight 1: there is nothing to measure on")
     nll, kl, same = (sums / num_tokens).tolist()

@@ -235,17 +235,21 @@ class Rounds:
         return reference * speeds["student"].tokens_per_second / speeds["original"].tokens_per_second
 
     def _is_below_floor(self, record: RoundRecord) -> bool:
-        floor, original = self.config.max_perplexity, self.journal.record.original.perplexity
+        floor = self.config.max_perplexity
+        return floor is not None and not self._against_original(record) <= floor
+
+    def _against_original(self, record: RoundRecord) -> float:
+        """Perplexity as a multiple of the original's."""
+        original = self.journal.record.original.perplexity
         assert record.perplexity is not None and original is not None
-        return floor is not None and not record.perplexity <= floor * original
+        return record.perplexity / original
 
     def _roll_back(self, record: RoundRecord) -> None:
         """Leaves the models before as the last ones."""
-        original = self.journal.record.original.perplexity
-        assert record.perplexity is not None and original is not None and self.config.max_perplexity is not None
+        ratio = self._against_original(record)
         note = (
             f"round {record.number} ({record.shape}) was rolled back: its perplexity of {record.perplexity:.3f} is "
-            f"{record.perplexity / original:.3f} x the original's, above the floor of {self.config.max_perplexity:g} x"
+            f"{ratio:.3f} x the original's, above the floor of {self.config.max_perplexity:g} x"
         )
         if self.processes.is_main:
             shutil.rmtree(self.journal.folder.round_path(record.number), ignore_errors=True)

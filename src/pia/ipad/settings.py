@@ -6,11 +6,38 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from pia.errors import ShrinkError
+from pia.ipad.checks import Bound, check_bounds, check_choices
 from pia.ipad.distil_config import DistillConfig
 from pia.ipad.importance import LAYER_METHODS, METHODS
 from pia.ipad.limits import Limits
 from pia.ipad.shape import Shape
 from pia.ipad.shape_schedule import STEP
+
+_CHOICES = {
+    "importance": METHODS,
+    "layer_importance": LAYER_METHODS,
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+}
+_FROM_0: Bound = (lambda x: isinstance(x, int) and x >= 0, "give a whole number from 0")
+_FROM_1: Bound = (lambda x: isinstance(x, int) and x >= 1, "give a whole number from 1")
+_NUMBER: Bound = (lambda x: True, "give a number")
+_SHARE: Bound = (lambda x: 0 < x < 1, "give a share between 0 and 1")
+_BOUNDS: dict[str, Bound] = {
+    "tensor_parallel": _FROM_1,
+    "calibration_rows": _FROM_1,
+    "on_policy_steps": _FROM_0,
+    "seed": _FROM_0,
+    "steps": _FROM_1,
+    "ffn_multiple": _FROM_1,
+    "hidden_multiple": _FROM_1,
+    "target": _NUMBER,
+    "target_latency": _NUMBER,
+    "last_share": _SHARE,
+    "held_out_share": _SHARE,
+    "round_share": (lambda x: 0 < x <= 1, "give a share above 0, up to 1"),
+    "max_perplexity": (lambda x: x > 0, "give a multiple, such as 1.2"),
+}
+_OPTIONAL = ("steps", "ffn_multiple", "hidden_multiple", "target", "target_latency", "max_perplexity")
 
 
 @dataclass(frozen=True)
@@ -61,34 +88,8 @@ class ShrinkConfig:
     distil: DistillConfig = field(default_factory=DistillConfig)
 
     def __post_init__(self) -> None:
-        self._check_choice("importance", METHODS)
-        self._check_choice("layer_importance", LAYER_METHODS)
-        self._check_choice("dtype", ("auto", "float32", "bfloat16", "float16"))
-        for name, least in (("tensor_parallel", 1), ("calibration_rows", 1), ("on_policy_steps", 0), ("seed", 0)):
-            self._check_whole(name, least)
-        for name in ("steps", "ffn_multiple", "hidden_multiple"):
-            if getattr(self, name) is not None:
-                self._check_whole(name, 1)
-        for name in ("target", "target_latency", "last_share", "held_out_share", "round_share", "max_perplexity"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-                raise ShrinkError(f"{name} is {value!r}; give a number")
-        for name in ("last_share", "held_out_share"):
-            if not 0 < getattr(self, name) < 1:
-                raise ShrinkError(f"{name} is {getattr(self, name)!r}; give a share between 0 and 1")
-        if not 0 < self.round_share <= 1:
-            raise ShrinkError(f"round_share is {self.round_share!r}; give a share above 0, up to 1")
-        if self.max_perplexity is not None and not self.max_perplexity > 0:
-            raise ShrinkError(f"max_perplexity is {self.max_perplexity!r}; give a multiple, such as 1.2")
-
-    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
-        if getattr(self, name) not in choices:
-            raise ShrinkError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
-
-    def _check_whole(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ShrinkError(f"{name} is {value!r}; give a whole number from {least}")
+        check_choices(self, _CHOICES)
+        check_bounds(self, _BOUNDS, optional=_OPTIONAL)
 
     @classmethod
     def of(cls, **options: Any) -> ShrinkConfig:

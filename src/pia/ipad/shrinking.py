@@ -9,31 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from pia.errors import ShrinkError
-from pia.ipad.calibration import calibration_batches, importance_of
 from pia.ipad.card import licence_of, write_card
 from pia.ipad.checkpoint import check_room, publish
 from pia.ipad.cost import cost_of
-from pia.ipad.data import Rows, Split, read_rows, split
 from pia.ipad.decoder import weights_fingerprint
 from pia.ipad.journal import Begun, Journal
 from pia.ipad.manifest import write_manifest
 from pia.ipad.original import Original
-from pia.ipad.plan import Plan, make_plan
-from pia.ipad.preflight import check_before
+from pia.ipad.plan import Plan
 from pia.ipad.processes import Processes
 from pia.ipad.progress import Progress
 from pia.ipad.quality import measure
 from pia.ipad.record import RoundRecord, ShrinkRecord, versions
 from pia.ipad.report import write_report
-from pia.ipad.rounds import Rounds, dealt_steps, saved_dtype
+from pia.ipad.rounds import Rounds, saved_dtype
 from pia.ipad.run_folder import RunFolder
 from pia.ipad.selection import Selection
-from pia.ipad.sensitivity import measure_weights
 from pia.ipad.settings import ShrinkConfig
-from pia.ipad.shape import Shape
 from pia.ipad.speed import measure_speeds
-from pia.ipad.structure import Structure, structure_of
-from pia.ipad.target import Target
+from pia.ipad.task import Task
 from pia.ipad.teacher import Teacher
 from pia.ipad.teacher_choice import teacher_for
 
@@ -90,8 +84,8 @@ def shrink(
         processes.wait()
         progress.doing("loading the model")
         original = Original.of(model, tokenizer, device=str(processes.device) if processes.num > 1 else device)
-        processes = Processes(original.model.device)
-        whole = _Shrink(original, data, held_out, folder, processes, config, command, progress)
+        task = Task.of(original, data, held_out, config, progress)
+        whole = _Shrink(task, folder, Processes(original.model.device), command, progress)
         return whole.run(overwrite=overwrite)
 
 
@@ -115,40 +109,23 @@ def plan_shrink(
     progress = progress or Progress()
     progress.doing("loading the model")
     original = Original.of(model, tokenizer, device=device)
-    structure = structure_of(original.model)
-    target = _target(config, structure.shape)
-    progress.doing("reading the data")
-    read = _read(data, held_out, original.tokenizer, config)
-    check_before(structure, target, read, config)
-    return _plan(original, structure, target, read.training, config, progress, measures_speed=True)
+    return Task.of(original, data, held_out, config, progress).plan(progress, measures_speed=True)
 
 
 class _Shrink:
     """One shrink, from its journal on."""
 
-    def __init__(
-        self,
-        original: Original,
-        data: str | os.PathLike[str],
-        held_out: str | os.PathLike[str] | None,
-        folder: RunFolder,
-        processes: Processes,
-        config: ShrinkConfig,
-        command: str,
-        progress: Progress,
-    ) -> None:
-        self.original = original
+    def __init__(self, task: Task, folder: RunFolder, processes: Processes, command: str, progress: Progress) -> None:
+        self.task = task
+        self.original = task.original
+        self.structure = task.structure
+        self.data = task.data
+        self.config = task.config
         self.folder = folder
         self.processes = processes
-        self.config = config
         self.progress = progress
-        self.structure = structure_of(original.model)
-        self.target = _target(config, self.structure.shape)
-        progress.doing("reading the data")
-        self.data = _read(data, held_out, original.tokenizer, config)
-        check_before(self.structure, self.target, self.data, config)
-        progress.begin_with(original.name, self.structure.family, self._unmeasured(), self.data)
         self.command = command
+        progress.begin_with(self.original.name, self.structure.family, self._unmeasured(), self.data)
 
     def _journal(self) -> Journal:
         begun = Begun(
@@ -198,10 +175,7 @@ class _Shrink:
         """The shapes of all rounds, once and for all: a latency target would not come out the same again."""
         if self.journal.shapes:
             return
-        plan = _plan(
-            self.original, self.structure, self.target, self.data.training, self.config, self.progress,
-            measures_speed=False,
-        )  # fmt: skip
+        plan = self.task.plan(self.progress, measures_speed=False)
         shapes = [planned.shape for planned in plan.rounds]
         if self.config.on_policy_steps:  # a round of its own, which cuts nothing
             shapes.append(shapes[-1])
@@ -256,49 +230,3 @@ class _Shrink:
         write_card(record, self.folder.path, licence=licence_of(Path(self.original.name)))
         write_report(record, self.folder.path)
         self.folder.clear_state()
-
-
-def _plan(
-    original: Original,
-    structure: Structure,
-    target: Target,
-    rows: Rows,
-    config: ShrinkConfig,
-    progress: Progress,
-    *,
-    measures_speed: bool,
-) -> Plan:
-    """The way to the target, by what the units are worth and how much the model minds losing some of each kind."""
-    progress.doing("which units matter")
-    model, limits = original.model, config.limits
-    scores = importance_of(model, rows, config, teacher=model)
-    weights = None
-    if target.shape is None:
-        progress.doing("what each kind of cut costs")
-        batches = calibration_batches(rows, config, model.device)
-        weights = measure_weights(model, structure, scores, batches, limits)
-    progress.doing("timing smaller models" if measures_speed or target.latency else "choosing the shapes")
-    plan = make_plan(
-        model, structure, target, scores=scores, limits=limits, step=config.round_share, weights=weights,
-        measures_speed=measures_speed,
-    )  # fmt: skip
-    dealt_steps(config, rows, len(plan.rounds))  # refused now rather than after a teacher was asked
-    return plan
-
-
-def _target(config: ShrinkConfig, base: Shape) -> Target:
-    target = Target(config.target, config.target_latency, config.wanted_shape(base))
-    target.check()
-    return target
-
-
-def _read(data: Any, held_out: Any, tokenizer: Any, config: ShrinkConfig) -> Split:
-    settings = config.distil
-    rows, measured = (
-        None if source is None else read_rows(
-            source, tokenizer, max_length=settings.max_length, prompt_weight=settings.prompt_weight
-        )
-        for source in (data, held_out)
-    )  # fmt: skip
-    assert rows is not None
-    return split(rows, measured, share=config.held_out_share)

@@ -15,6 +15,7 @@ from pia.ipad.counts import HasConfig
 from pia.ipad.kernels import kernels_of
 from pia.ipad.latency_model import LatencyModel
 from pia.ipad.shape import Shape
+from pia.models.evaluating import evaluating
 
 PROMPT_TOKENS = 32
 NEW_TOKENS = 32
@@ -103,20 +104,18 @@ def fit_latency(structure: HasConfig, like: Any, probes: Sequence[Shape], **opti
 @torch.no_grad()
 def _decode(model: Any, prompt_tokens: int, new_tokens: int) -> float:
     """Tokens per second of so many decode steps after a prompt."""
-    was_training = model.training
-    model.eval()
     vocabulary = model.get_input_embeddings().num_embeddings
     token_ids = torch.arange(prompt_tokens, device=model.device)[None] % vocabulary
-    output = model(token_ids, use_cache=True)
-    token = output.logits[:, -1:].argmax(-1)
-    _synchronize(model.device)
-    started = perf_counter()
-    for _ in range(new_tokens):
-        output = model(token, past_key_values=output.past_key_values, use_cache=True)
+    with evaluating(model):
+        output = model(token_ids, use_cache=True)
         token = output.logits[:, -1:].argmax(-1)
-    _synchronize(model.device)
-    seconds = perf_counter() - started
-    model.train(was_training)
+        _synchronize(model.device)
+        started = perf_counter()
+        for _ in range(new_tokens):
+            output = model(token, past_key_values=output.past_key_values, use_cache=True)
+            token = output.logits[:, -1:].argmax(-1)
+        _synchronize(model.device)
+        seconds = perf_counter() - started
     return new_tokens / seconds
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +16,7 @@ from pia.models.attention.plug_in import own_implementation
 from pia.models.capability import Capability, Mode, declared_capability
 from pia.models.costs import measure_costs, measure_exact_costs
 from pia.models.engine import Engine, eager_engine, find_engine
+from pia.models.evaluating import evaluating
 from pia.models.exact_check import interchangeable_sizes
 from pia.models.exact_sense import distance_from_text
 from pia.models.inputs_probe import passing_reason
@@ -75,7 +75,7 @@ def engine_curve_of(model: Any, engine: Engine) -> CostCurve:
     """What forwards of an engine cost, measured at first use."""
 
     def measure() -> CostCurve:
-        with _evaluating(model):
+        with evaluating(model):
             return engine.measure(model)
 
     return _remembered(model, ("engine curve", engine.name, torch.get_num_threads()), measure)
@@ -92,7 +92,7 @@ def recurrent_curve_of(model: Any) -> CostCurve:
     """What chains of a recurrent model cost, each with a snapshot of its state, measured at first use."""
 
     def measure() -> CostCurve:
-        with _evaluating(model):
+        with evaluating(model):
             return measure_costs(model, RecurrentRunner)
 
     return _remembered(model, ("recurrent curve",), measure)
@@ -102,7 +102,7 @@ def exact_sizes_of(model: Any, bucket: int) -> tuple[int, ...]:
     """Sizes of forwards that give the same bits for the positions of a bucket, found by trial at first use."""
 
     def find() -> tuple[int, ...]:
-        with _evaluating(model):
+        with evaluating(model):
             return interchangeable_sizes(model, bucket)
 
     return _remembered(model, ("exact sizes", bucket, torch.get_num_threads()), find)
@@ -112,7 +112,7 @@ def exact_error_of(model: Any) -> tuple[float, float]:
     """How far exact decoding is from a forward without a cache, and how far ordinary decoding is, found by trial."""
 
     def find() -> tuple[float, float]:
-        with _evaluating(model):
+        with evaluating(model):
             return distance_from_text(model)
 
     return _remembered(model, ("exact error", torch.get_num_threads()), find)
@@ -122,7 +122,7 @@ def exact_curve_of(model: Any) -> CostCurve:
     """What forwards of exact decoding cost, measured at first use."""
 
     def measure() -> CostCurve:
-        with _evaluating(model):
+        with evaluating(model):
             return measure_exact_costs(model, exact_sizes_of(model, 0))
 
     return _remembered(model, ("exact curve", torch.get_num_threads()), measure)
@@ -148,7 +148,7 @@ def _facts_of(model: Any) -> _Facts:
 def _find_capability(model: Any, self_check: bool) -> Capability:
     capability = declared_capability(model)
     if self_check and capability.can_verify_chains:
-        with _evaluating(model):
+        with evaluating(model):
             capability = proved_capability(model, capability)
     return _warned(model, capability)
 
@@ -160,20 +160,8 @@ def _warned(model: Any, capability: Capability) -> Capability:
 
 
 def _find_engine(model: Any, capability: Capability, wanted: EngineName) -> Engine:
-    with _evaluating(model):
+    with evaluating(model):
         engine = find_engine(model, capability, wanted)
     if wanted not in ("auto", engine.name):
         logger.warning("PIA runs %s with the engine %r: %s", type(model).__name__, engine.name, engine.reason)
     return engine
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Puts a model into evaluation mode for a while; parts of it may be in another mode than the whole."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

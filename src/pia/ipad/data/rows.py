@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from pia.errors import ShrinkError
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +73,16 @@ class Rows(Sequence[Row]):  # type: ignore[type-arg, unused-ignore]
     def longest(self) -> int:
         """Tokens of the longest row."""
         return max(map(len, self._rows), default=0)
+
+    def check_places(self, config: Any) -> None:
+        """Refuses rows that are longer than a model of this configuration has places for.
+
+        Raises:
+            ShrinkError: there are some.
+        """
+        most = getattr(config, "max_position_embeddings", None)
+        if most and self.longest > most:
+            raise ShrinkError(f"rows have up to {self.longest} tokens and the model {most} places: lower max_length")
 
     @property
     def fingerprint(self) -> str:

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from pia.ipad.importance.batch import Batch, model_inputs, predicted_positions, token_weights
 from pia.ipad.importance.points import HasPoints
+from pia.ipad.stream import entering, leaving, pass_on
 
 Array = np.ndarray[Any, Any]
 
@@ -82,7 +83,7 @@ def _cosine(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def _watching_layers(layers: Sequence[Any], see: Callable[[int, torch.Tensor, torch.Tensor], None]) -> Iterator[None]:
     def hook_of(index: int) -> Callable[..., None]:
-        return lambda _module, args, kwargs, output: see(index, _stream(args, kwargs), _first(output))
+        return lambda _module, args, kwargs, output: see(index, entering(args, kwargs), leaving(output))
 
     with ExitStack() as stack:
         for index, layer in enumerate(layers):
@@ -93,25 +94,8 @@ def _watching_layers(layers: Sequence[Any], see: Callable[[int, torch.Tensor, to
 @contextmanager
 def _skipping(layer: Any) -> Iterator[None]:
     """A layer passes the stream on as it came."""
-
-    def skip(_module: Any, args: Any, kwargs: Any, output: Any) -> Any:
-        stream = _stream(args, kwargs)
-        return (stream, *output[1:]) if isinstance(output, tuple) else stream
-
-    handle = layer.register_forward_hook(skip, with_kwargs=True)
+    handle = layer.register_forward_hook(pass_on, with_kwargs=True)
     try:
         yield
     finally:
         handle.remove()
-
-
-def _stream(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    """The residual stream that enters a layer."""
-    stream: torch.Tensor = args[0] if args else kwargs["hidden_states"]
-    return stream
-
-
-def _first(output: Any) -> torch.Tensor:
-    """The residual stream that leaves a layer: some give further things with it."""
-    stream: torch.Tensor = output[0] if isinstance(output, tuple) else output
-    return stream

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from pia.ipad.importance.layers import block_influence, leave_one_out
 from pia.ipad.importance.points import HasPoints
 from pia.ipad.importance.taylor import taylor_totals
 from pia.ipad.scores import Scores
+from pia.models.evaluating import evaluating
 
 METHODS = ("taylor", "activation")
 LAYER_METHODS = ("leave_one_out", "influence")
@@ -51,7 +51,7 @@ def measure_importance(
         ShrinkError: there is no batch, a method is unknown, the loss has no gradient, or a score is not finite.
     """
     _check(method, layer_method, batches)
-    with _evaluating(model):
+    with evaluating(model):  # dropout would make scores a matter of chance
         if method == "taylor":
             loss = loss or sampled_teacher_loss(model, teacher, seed=seed)
             totals, count = taylor_totals(model, structure, batches, loss)
@@ -77,15 +77,3 @@ def _finite(scores: Scores) -> Scores:
                 f"scores of {name} are not finite: the model overflows on these texts; load it in bfloat16 or float32"
             )
     return scores
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Without dropout, which would make scores a matter of chance."""
-    trains = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in trains:
-            module.training = True
